@@ -1,0 +1,61 @@
+// Chooses the instruction set once at load time and lets tests lower it: evkernels::cpu_isa and evkernels::set_cpu_isa.
+
+#include "common/isa.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx512;
+  if (__builtin_cpu_supports("x86-64-v3")) return Isa::kAvx2;
+#endif
+  return Isa::kBaseline;
+}
+
+Isa parse(const std::string& name) {
+  for (int k = 0; k < 3; ++k) {
+    if (name == kNames[k]) {
+      STD_TORCH_CHECK(k <= static_cast<int>(best_isa()), "instruction set ", name,
+                      " is not available on this processor, whose best is ", kNames[static_cast<int>(best_isa())]);
+      return static_cast<Isa>(k);
+    }
+  }
+  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2 or avx512, got ", name);
+  return Isa::kBaseline;
+}
+
+std::atomic<Isa>& isa() {
+  static std::atomic<Isa> value = best_isa();
+  return value;
+}
+
+std::string cpu_isa() { return kNames[static_cast<int>(current_isa())]; }
+
+std::string set_cpu_isa(std::string name) {
+  const std::string previous = cpu_isa();
+  isa() = name == "best" ? best_isa() : parse(name);
+  return previous;
+}
+
+}  // namespace
+
+Isa current_isa() { return isa().load(std::memory_order_relaxed); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(evkernels, m) {
+  m.def("cpu_isa() -> str");
+  m.def("set_cpu_isa(str name) -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa));
+}

@@ -1,0 +1,111 @@
+// Vectors of EVKERNELS_LANES floats for one instruction set: load, store, exp, sigmoid, tanh. Included inside a
+// namespace by foreach_isa.h, once per instruction set; includes nothing itself.
+//
+// Arithmetic types: VecF for float, BFloat16 and Half data, plain double for double data (a scalar path: it is there so
+// that gradient checks in float64 run the code they check). Formulas in math.inl files take either.
+
+#define EVKERNELS_INLINE static inline __attribute__((always_inline))
+
+typedef float VecF __attribute__((vector_size(EVKERNELS_LANES * 4)));
+typedef int32_t VecI __attribute__((vector_size(EVKERNELS_LANES * 4)));
+typedef uint16_t VecU16 __attribute__((vector_size(EVKERNELS_LANES * 2)));
+
+template <class T>
+struct Arithmetic {
+  using Type = VecF;
+  static constexpr int kLanes = EVKERNELS_LANES;
+};
+template <>
+struct Arithmetic<double> {
+  using Type = double;
+  static constexpr int kLanes = 1;
+};
+
+EVKERNELS_INLINE VecF load(const float* p) {
+  VecF v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+EVKERNELS_INLINE void store(float* p, VecF v) { __builtin_memcpy(p, &v, sizeof v); }
+
+EVKERNELS_INLINE double load(const double* p) { return *p; }
+EVKERNELS_INLINE void store(double* p, double v) { *p = v; }
+
+EVKERNELS_INLINE VecF load(const BFloat16* p) {
+  VecU16 u;
+  __builtin_memcpy(&u, p, sizeof u);
+  return (VecF)(__builtin_convertvector(u, VecI) << 16);
+}
+// Rounds to nearest even; a NaN keeps its sign and becomes quiet instead of rounding up to infinity.
+EVKERNELS_INLINE void store(BFloat16* p, VecF v) {
+  const VecI bits = (VecI)v;
+  const VecI rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const VecI is_nan = v != v;
+  const VecU16 u = __builtin_convertvector(((is_nan & (bits | 0x400000)) | (~is_nan & rounded)) >> 16, VecU16);
+  __builtin_memcpy(p, &u, sizeof u);
+}
+
+#if defined(__x86_64__) && EVKERNELS_LANES == 16
+EVKERNELS_INLINE VecF load(const Half* p) { return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+EVKERNELS_INLINE void store(Half* p, VecF v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__x86_64__) && EVKERNELS_LANES == 8
+EVKERNELS_INLINE VecF load(const Half* p) { return (VecF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+EVKERNELS_INLINE void store(Half* p, VecF v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+EVKERNELS_INLINE VecF load(const Half* p) {
+  VecF v;
+  for (int k = 0; k < EVKERNELS_LANES; ++k) v[k] = to_float(p[k]);
+  return v;
+}
+EVKERNELS_INLINE void store(Half* p, VecF v) {
+  for (int k = 0; k < EVKERNELS_LANES; ++k) p[k] = from_float<Half>(v[k]);
+}
+#endif
+
+// The first `count` elements of a vector; the others read as zero and are not stored. For the end of a row.
+template <class T>
+EVKERNELS_INLINE typename Arithmetic<T>::Type load_partial(const T* p, int64_t count) {
+  T buffer[Arithmetic<T>::kLanes] = {};
+  for (int64_t k = 0; k < count; ++k) buffer[k] = p[k];
+  return load(buffer);
+}
+template <class T>
+EVKERNELS_INLINE void store_partial(T* p, typename Arithmetic<T>::Type v, int64_t count) {
+  T buffer[Arithmetic<T>::kLanes];
+  store(buffer, v);
+  for (int64_t k = 0; k < count; ++k) p[k] = buffer[k];
+}
+
+EVKERNELS_INLINE VecF select(VecI mask, VecF a, VecF b) { return (VecF)((mask & (VecI)a) | (~mask & (VecI)b)); }
+
+// e^x - 1, relative error below 2e-7 also near zero. Arguments are clamped to +-43, where both activations below have
+// long been constant in float32, so that a product of two results stays finite; NaN passes through the comparisons.
+EVKERNELS_INLINE VecF expm1(VecF x) {
+  const VecF zero = {};
+  x = select(x > 43.0f, zero + 43.0f, x);
+  x = select(x < -43.0f, zero - 43.0f, x);
+  // x = n * ln2 + r with |r| <= ln2 / 2; adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits.
+  const VecF shifted = x * 1.44269504f + 12582912.0f;
+  const VecF n = shifted - 12582912.0f;
+  const VecF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  VecF q = r * 1.9841270e-4f + 1.3888889e-3f;
+  q = q * r + 8.3333333e-3f;
+  q = q * r + 4.1666667e-2f;
+  q = q * r + 1.6666667e-1f;
+  q = q * r + 0.5f;
+  const VecF expm1_r = q * (r * r) + r;
+  const VecF scale = (VecF)(((VecI)shifted << 23) + 0x3f800000);  // 2^n
+  return scale * expm1_r + (scale - 1.0f);
+}
+
+EVKERNELS_INLINE VecF sigmoid(VecF x) { return 1.0f / (2.0f + expm1(-x)); }
+EVKERNELS_INLINE VecF tanh(VecF x) {
+  const VecF e = expm1(x + x);
+  return e / (2.0f + e);
+}
+EVKERNELS_INLINE double sigmoid(double x) { return 1.0 / (1.0 + __builtin_exp(-x)); }
+EVKERNELS_INLINE double tanh(double x) { return __builtin_tanh(x); }

@@ -1,0 +1,25 @@
+// The ConvLSTM gate update and its gradient for one element, in any arithmetic type that has sigmoid and tanh.
+// i, f, g, o are pre-activations. Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
+
+template <class V>
+EVKERNELS_INLINE void lstm_gates_math(V i, V f, V g, V o, V c, V& h, V& c_next) {
+  c_next = sigmoid(f) * c + sigmoid(i) * tanh(g);
+  h = sigmoid(o) * tanh(c_next);
+}
+
+// d_c_next is the gradient that arrives at the new cell state from the next step.
+template <class V>
+EVKERNELS_INLINE void lstm_gates_backward_math(V i, V f, V g, V o, V c, V d_h, V d_c_next, V& d_i, V& d_f, V& d_g,
+                                               V& d_o, V& d_c) {
+  i = sigmoid(i);
+  f = sigmoid(f);
+  g = tanh(g);
+  o = sigmoid(o);
+  const V tanh_c = tanh(f * c + i * g);
+  const V d_cell = d_c_next + d_h * o * (1.0f - tanh_c * tanh_c);
+  d_i = d_cell * g * i * (1.0f - i);
+  d_f = d_cell * c * f * (1.0f - f);
+  d_g = d_cell * i * (1.0f - g * g);
+  d_o = d_h * tanh_c * o * (1.0f - o);
+  d_c = d_cell * f;
+}

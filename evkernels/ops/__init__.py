@@ -1,0 +1,11 @@
+"""The ops: functions that check their arguments and call a registered `torch.ops.evkernels` operator.
+
+One file per op holds its whole contract. Which kernel runs is PyTorch's dispatcher's business, see
+`evkernels.backends`.
+"""
+
+from evkernels.ops.lstm_gates import lstm_gates
+
+__all__ = [
+    "lstm_gates",
+]

@@ -1,0 +1,96 @@
+"""Registers an op with PyTorch's dispatcher: schema, reference as the default kernel, fake, autograd, autocast.
+
+`define` is called once per op by the file that holds its contract. Kernels for a device key come from `evkernels._C`
+(CPU, CUDA) or `triton_kernels`; the reference stays underneath them, so that an op without a kernel is slow and never
+missing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("evkernels", "FRAGMENT")
+
+# name -> schema of every registered op, in order of definition; read by status() and by the tests' emulated device.
+schemas: dict[str, str] = {}
+# name -> the reference as a kernel.
+default_kernels: dict[str, Callable] = {}
+
+
+def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int | None = None) -> torch._ops.OpOverload:
+    """Registers `evkernels::<schema>` with `reference` as the kernel of every device and `fake` as its shape rule.
+
+    `layout_of` is the position of the argument whose layout the outputs take: the reference's are brought to it, so
+    that its strides are those of the kernels and of `fake`.
+    """
+    name = schema.partition("(")[0]
+    schemas[name] = schema
+    _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    default_kernels[name] = reference if layout_of is None else _in_layout_of(layout_of, reference)
+    _library.impl(name, default_kernels[name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"evkernels::{name}", fake, lib=_library)
+    return getattr(torch.ops.evkernels, name).default
+
+
+def _in_layout_of(position: int, reference: Callable) -> Callable:
+    def kernel(*arguments):
+        layout = common_layout(arguments[position])
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda output: output.contiguous(memory_format=layout), reference(*arguments)
+        )
+
+    return kernel
+
+
+def forbid_gradient(op: torch._ops.OpOverload, why: str) -> None:
+    """Differentiating through `op` raises instead of being silently zero."""
+
+    def backward(ctx, *gradients):
+        raise RuntimeError(f"{op.name()} cannot be differentiated: {why}")
+
+    torch.library.register_autograd(op.name(), backward, lib=_library)
+
+
+def define_gradient(op: torch._ops.OpOverload, *, setup_context: Callable, backward: Callable) -> None:
+    """Registers the backward formula of `op`. Undefined gradients reach `backward` as None."""
+
+    def setup(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(op.name(), backward, setup_context=setup, lib=_library)
+
+
+def define_autocast(op: torch._ops.OpOverload, cast: Callable[..., tuple]) -> None:
+    """Under autocast `op` receives `cast(dtype, *arguments)`, with `dtype` the autocast dtype of the device."""
+    name = op.name().partition("::")[2]
+    for device_type in ("cpu", "cuda"):
+        key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
+        _library.impl(name, _autocast_kernel(op, cast, device_type, key), key)
+
+
+def _autocast_kernel(op, cast, device_type, key):
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(*arguments):
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return op(*cast(torch.get_autocast_dtype(device_type), *arguments))
+
+    return kernel
+
+
+def needs_reference() -> bool:
+    """True under functorch transforms and forward-mode AD, which the registered backward formulas cannot serve.
+
+    There PyTorch's own operators compute, from the reference: without this a forward-mode tangent would be silently
+    zero.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def common_layout(tensor: Tensor) -> torch.memory_format:
+    """The layout that kernels work in and return: channels_last if `tensor` is, contiguous otherwise."""
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

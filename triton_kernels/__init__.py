@@ -1,0 +1,12 @@
+"""The ops in Triton: one file per op, functions with the names and signatures of the registered ops.
+
+Installed as `evkernels.triton_kernels`. Importing it needs triton; with TRITON_INTERPRET=1 the kernels run on CPU
+tensors.
+"""
+
+from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
+
+__all__ = [
+    "lstm_gates",
+    "lstm_gates_backward",
+]
