@@ -15,7 +15,7 @@ from threading import RLock
 
 import torch
 
-from evkernels.ops.registration import default_kernels, schemas
+from evkernels.ops.registration import composed_kernels, default_kernels, schemas
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -114,14 +114,14 @@ def _tables(name: str | None) -> list[tuple[str, dict[str, Callable]]]:
         return [("cpu" if _triton_interprets() else "cuda", _triton_kernels())]
     if name in _extra:
         device_type, kernel_of = _extra[name]
-        return [(device_type, {op: kernel_of(op) for op in schemas})]
+        return [(device_type, {op: composed_kernels.get(op) or kernel_of(op) for op in schemas})]
     return [(name, {op: _missing(op, name) for op in schemas if not has_compiled_kernel(op, name)})]
 
 
 def _triton_kernels() -> dict[str, Callable]:
     from evkernels import triton_kernels
 
-    return {op: getattr(triton_kernels, op, None) or _missing(op, "triton") for op in schemas}
+    return {op: getattr(triton_kernels, op, None) or composed_kernels.get(op) or _missing(op, "triton") for op in schemas}
 
 
 def _missing(op: str, backend: str) -> Callable:
