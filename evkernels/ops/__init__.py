@@ -4,8 +4,10 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.lstm_gates import lstm_gates
 
 __all__ = [
+    "depthwise_conv2d",
     "lstm_gates",
 ]
