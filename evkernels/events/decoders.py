@@ -70,9 +70,10 @@ def _size(path: Path, width: object, height: object) -> tuple[int, int] | None:
 
 def _read_npz(path: Path) -> Columns:
     with _decoding(path, "an .npz archive of t, x, y, p without pickled objects"):
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RecordingError(f"{path}: expected an .npz archive of t, x, y, p, got a single array")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise RecordingError(f"{path}: expected an .npz archive of t, x, y, p, got a single array")
+        with archive:
             _require_names(path, archive)
             sensor = _size(path, *(archive[name] if name in archive else None for name in ("width", "height")))
             return Columns(*(archive[name] for name in _NAMES), sensor)
