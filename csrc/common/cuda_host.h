@@ -19,10 +19,10 @@
 #endif
 
 // After every launch. Reports launch errors at the call; errors inside a kernel surface at the next synchronisation.
-#define EVKERNELS_CHECK_CUDA(call)                                                                       \
-  do {                                                                                                   \
-    const cudaError_t evkernels_error = (call);                                                          \
-    STD_TORCH_CHECK(evkernels_error == cudaSuccess, #call ": ", cudaGetErrorString(evkernels_error));    \
+#define EVKERNELS_CHECK_CUDA(call)                                                                    \
+  do {                                                                                                \
+    const cudaError_t evkernels_error = (call);                                                       \
+    STD_TORCH_CHECK(evkernels_error == cudaSuccess, #call ": ", cudaGetErrorString(evkernels_error)); \
   } while (0)
 #define EVKERNELS_CHECK_LAUNCH() EVKERNELS_CHECK_CUDA(cudaGetLastError())
 

@@ -32,7 +32,7 @@
 #define EVKERNELS_DYNAMIC_SHARED(type, name) \
   type* const name = static_cast<type*>(::cuda_emulation::Scheduler::instance().shared())
 #else
-#define EVKERNELS_DYNAMIC_SHARED(type, name)                               \
+#define EVKERNELS_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char evkernels_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(evkernels_dynamic_shared)
 #endif

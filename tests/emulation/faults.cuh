@@ -69,6 +69,16 @@ __global__ void operations_kernel(int* __restrict__ out) {
   row[11] = lane < 16 ? __shfl_sync(0x0000FFFFu, thread, 20) : 0;
 }
 
+// Reverses each warp's values through shared memory. First fault: no __syncwarp, as if lanes ran in lockstep.
+template <Fault kFault>
+__global__ void reverse_kernel(const int* __restrict__ x, int* __restrict__ out) {
+  __shared__ int values[kThreads];
+  const int thread = threadIdx.x;
+  values[thread] = x[thread];
+  if (kFault == Fault::kNone) __syncwarp();
+  out[thread] = values[thread ^ 31];
+}
+
 // Rotates a block's values through memory of one element per thread. Faults: one element beyond the end of global
 // (first), dynamic shared (second), static shared memory (third).
 template <Fault kFault>
@@ -79,9 +89,11 @@ __global__ void rotate_kernel(const int* __restrict__ x, int* __restrict__ out) 
   const int next = thread + 1;
   dynamic[thread] = x[kFault == Fault::kFirst ? next : next % kThreads];
   __syncthreads();
-  fixed[thread] = dynamic[kFault == Fault::kSecond ? next : next % kThreads];
+  // Through a pointer: an index into the array itself would be caught by the undefined-behaviour sanitizer already.
+  int* const view = fixed;
+  view[thread] = dynamic[kFault == Fault::kSecond ? next : next % kThreads];
   __syncthreads();
-  out[thread] = fixed[kFault == Fault::kThird ? next : next % kThreads];
+  out[thread] = view[kFault == Fault::kThird ? next : next % kThreads];
 }
 
 // What a thread finds in dynamic shared memory that nobody wrote; every block leaves zeros behind.
