@@ -39,6 +39,8 @@ void operations(const Tensor& out, std::int64_t fault) {
     EVKERNELS_LAUNCH((operations_kernel<Fault::kSecond>), 1, 64, 0, nullptr, rows);
   else if (fault == 3)
     EVKERNELS_LAUNCH((operations_kernel<Fault::kThird>), 1, 64, 0, nullptr, rows);
+  else if (fault == 4)
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kFourth>), 1, 64, 0, nullptr, rows);
   else
     EVKERNELS_LAUNCH((operations_kernel<Fault::kNone>), 1, 64, 0, nullptr, rows);
 }

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-enum class Fault : int { kNone = 0, kFirst = 1, kSecond = 2, kThird = 3 };
+enum class Fault : int { kNone = 0, kFirst = 1, kSecond = 2, kThird = 3, kFourth = 4 };
 
 // Sum of each block's threads: shuffles inside a warp, shared memory between warps. First fault: no barrier between.
 // Second: the barrier only where a condition that differs within the block holds.
@@ -41,6 +41,7 @@ __global__ void early_return_kernel(int* __restrict__ out, int count) {
 
 // One column per operation, see test_warp_and_block_operations. First fault: half a warp stays away from a shuffle that
 // names all lanes. Second: a lane that is not in its own mask. Third: a width that is no power of two.
+// Fourth: lanes that name different lanes.
 template <Fault kFault>
 __global__ void operations_kernel(int* __restrict__ out) {
   constexpr unsigned kAll = 0xFFFFFFFFu;
@@ -63,6 +64,7 @@ __global__ void operations_kernel(int* __restrict__ out) {
   if (kFault == Fault::kFirst && lane < 16) __syncwarp();
   if (kFault == Fault::kSecond) __syncwarp(1u);
   if (kFault == Fault::kThird) row[0] = __shfl_sync(kAll, thread, 0, 12);
+  if (kFault == Fault::kFourth) row[0] = __shfl_sync(lane == 0 ? kAll : kAll - 1, thread, 5);
   row[10] = static_cast<int>(__shfl_sync(kAll, static_cast<double>(thread), lane ^ 1));
   __syncwarp();
   // Of a lane that does not take part: undefined, so anything but a plausible value.
