@@ -146,7 +146,7 @@ def test_missing_warp_barrier_is_found(faults, seed):
         (1, r"32 wait at __shfl_sync\(0xffffffff\).*32 wait at __syncwarp\(0xffffffff\)"),
         (2, r"calling lane is not in its own mask"),
         (3, r"power of two up to 32, got 12"),
-        (4, r"\d wait at __shfl_sync\(0xffffffff\)"),
+        (4, r"2 wait at __shfl_sync\(0x00000003\).*2 wait at __shfl_sync\(0x00000007\)"),
     ],
 )
 def test_wrong_warp_operations_are_reported(faults, seed, fault, message):

@@ -41,7 +41,7 @@ __global__ void early_return_kernel(int* __restrict__ out, int count) {
 
 // One column per operation, see test_warp_and_block_operations. First fault: half a warp stays away from a shuffle that
 // names all lanes. Second: a lane that is not in its own mask. Third: a width that is no power of two.
-// Fourth: lanes that name different lanes.
+// Fourth: lane 0 names lanes 0 and 1, lane 1 names lanes 0 to 2.
 template <Fault kFault>
 __global__ void operations_kernel(int* __restrict__ out) {
   constexpr unsigned kAll = 0xFFFFFFFFu;
@@ -64,7 +64,7 @@ __global__ void operations_kernel(int* __restrict__ out) {
   if (kFault == Fault::kFirst && lane < 16) __syncwarp();
   if (kFault == Fault::kSecond) __syncwarp(1u);
   if (kFault == Fault::kThird) row[0] = __shfl_sync(kAll, thread, 0, 12);
-  if (kFault == Fault::kFourth) row[0] = __shfl_sync(lane == 0 ? kAll : kAll - 1, thread, 5);
+  if (kFault == Fault::kFourth) row[0] = __shfl_sync(lane == 0 ? 0x3u : lane == 1 ? 0x7u : ~0x3u, thread, lane);
   row[10] = static_cast<int>(__shfl_sync(kAll, static_cast<double>(thread), lane ^ 1));
   __syncwarp();
   // Of a lane that does not take part: undefined, so anything but a plausible value.
