@@ -54,21 +54,4 @@ inline Tensor empty_or_nothing(bool needed, const Tensor& like, MemoryFormat lay
   return torch::stable::empty({0}, like.scalar_type(), std::nullopt, like.device());
 }
 
-// Calls f(Type<T>).
-template <class F>
-void dispatch_floating(const char* op, ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(Type<float>{});
-    case ScalarType::Double:
-      return f(Type<double>{});
-    case ScalarType::BFloat16:
-      return f(Type<BFloat16>{});
-    case ScalarType::Half:
-      return f(Type<Half>{});
-    default:
-      STD_TORCH_CHECK(false, op, " has no kernel for this dtype");
-  }
-}
-
 }  // namespace evkernels
