@@ -3,6 +3,7 @@
 Colours belong to providers and are the same in every plot; each panel is one mode and dtype.
 """
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.harness import Result
 
@@ -45,7 +46,7 @@ def _figure(results: list[Result], title: str, subtitle: str, panel, path: Path)
     rows = len(dict.fromkeys(mode for mode, _ in groups))
     columns = -(-len(groups) // rows)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(2 + 5.5 * columns, 1.6 + 3.2 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(1 + 6 * columns, 2 + 3.2 * rows), squeeze=False, layout="constrained"
     )
     for axis, ((mode, dtype), group) in zip(axes.flat, groups.items(), strict=False):
         axis.set_title(f"{mode}, {dtype}", fontsize=10)
@@ -56,9 +57,8 @@ def _figure(results: list[Result], title: str, subtitle: str, panel, path: Path)
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{title}\n", fontsize=12)
-    figure.text(0.5, 0.965, subtitle, ha="center", fontsize=6, color="dimgray")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 * columns, fontsize=8)
+    figure.suptitle(f"{title}\n{textwrap.fill(subtitle, 75 * columns)}", fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -73,7 +73,7 @@ def _speedup(axis: Axes, results: list[Result], colours: dict) -> None:
                 x = position + (k - (len(competitors) - 1) / 2) * width
                 value = best.speedup[label]
                 axis.bar(x, value, width, color=colours[label], label=label)
-                axis.text(x, value, f"{value:.1f}", ha="center", va="bottom", fontsize=6)
+                axis.text(x, value, f"{value:.1f}", ha="center", va="bottom", fontsize=5)
     axis.axhline(1, **_LIMIT)
     axis.set_xticks(range(len(results)), [result.shape for result in results], rotation=20, ha="right", fontsize=7)
     axis.set_ylabel("times faster")
@@ -111,11 +111,12 @@ def _bandwidth(axis: Axes, results: list[Result], colours: dict) -> None:
 
 
 def _logarithmic(axis: Axes) -> None:
-    """Both axes, with plain numbers at 1, 2, 5, 10, ... ."""
+    """Both axes, with ticks at 1, 2, 5, 10, ...; sizes written as 20, 1k, 5M."""
     axis.set(xscale="log", yscale="log")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for one in (axis.xaxis, axis.yaxis):
         one.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         one.set_minor_locator(NullLocator())
 
 
