@@ -62,9 +62,9 @@ def unavailable(name: str) -> str | None:
     if name == "cpu":
         return compiled_error
     if name == "cuda":
-        return compiled_error or _no_cuda_kernels() or _no_gpu()
+        return compiled_error or _no_cuda_kernels() or why_no_gpu()
     if name == "triton":
-        return why_no_triton() or (None if _triton_interprets() else _no_gpu())
+        return why_no_triton() or (None if _triton_interprets() else why_no_gpu())
     raise ValueError(f"backend must be one of {', '.join((*NAMES, *_extra))}, got {name!r}")
 
 
@@ -179,7 +179,8 @@ def _no_cuda_kernels() -> str | None:
     return "evkernels._C was built without CUDA kernels (no nvcc was found, or EVKERNELS_CUDA=0)"
 
 
-def _no_gpu() -> str | None:
+def why_no_gpu() -> str | None:
+    """None if there is a CUDA device, else the reason why not."""
     if torch.version.cuda is None:
         return "this torch is a CPU build"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"

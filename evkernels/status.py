@@ -76,7 +76,9 @@ def _reasons(device: str) -> list[str]:
         for reason, ops in ops_by_reason.items():
             some = "" if len(ops) == len(schemas) else f" ({', '.join(ops)})"
             lines.append(f"  {name:<10} {reason}{some}")
-    return [f"{device.upper()} tensors are not served by", *lines] if lines else []
+    absent = backends.why_no_gpu() if device == "cuda" else None
+    where = f"{device.upper()} tensors" + (f" (none here: {absent})" if absent else "")
+    return [f"{where} are not served by", *lines] if lines else []
 
 
 def _why_not(name: str, op: str, device: str) -> str:
@@ -88,7 +90,8 @@ def _why_not(name: str, op: str, device: str) -> str:
     if name in ("cpu", "cuda") and not backends.has_compiled_kernel(op, name):
         return "no kernel of this op"
     server, _ = backends.serving(op, device)
-    return f"{server} is chosen" if backends.chosen() else f"{server} is preferred; use_backend({name!r}) chooses it"
+    how = "is chosen" if server == backends.chosen() else f"is preferred; use_backend({name!r}) chooses the other"
+    return f"{server} {how}"
 
 
 def _build_info() -> dict | str:
@@ -130,10 +133,8 @@ def _cuda_driver() -> str:
 
 
 def _cuda_device() -> str:
-    if torch.version.cuda is None:
-        return "none: this torch is a CPU build"
-    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    return ", ".join(names) or "none: torch finds no CUDA device"
+    absent = backends.why_no_gpu()
+    return f"none: {absent}" if absent else ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
 
 
 def _triton() -> str:
