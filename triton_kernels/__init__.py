@@ -6,10 +6,12 @@ tensors.
 
 from evkernels.triton_kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.triton_kernels.separable_conv2d import separable_conv2d
 
 __all__ = [
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
 ]
