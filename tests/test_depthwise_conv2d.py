@@ -33,6 +33,8 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
+        # The float64 result that others are measured by is itself rounded: no long sums for float64.
+        large = large and dtype != torch.float64
         return [
             sample(2, 3, 4, 5, activation="silu", **options),
             sample(1, 1, 1, 1, **options),

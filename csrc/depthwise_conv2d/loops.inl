@@ -160,7 +160,7 @@ static void depthwise_forward(const T* x, const T* weight, const T* bias, T* y, 
 // null.
 template <class T>
 static void depthwise_backward_sums(const T* x, const T* weight, const T* bias, const T* d_y, Wide<T>* d_pre,
-                                    Wide<T>* sums, const DepthwiseGeometry& g, Activation activation, Wide<T>* memory,
+                                    double* sums, const DepthwiseGeometry& g, Activation activation, Wide<T>* memory,
                                     int64_t begin, int64_t end) {
   using A = Wide<T>;
   ForwardRows<T> rows(g, x, weight, bias, memory);
@@ -184,10 +184,10 @@ static void depthwise_backward_sums(const T* x, const T* weight, const T* bias, 
       if (sums) accumulate(rows.filter, d, unit_sums, unit_sums + taps * period, count);
     }
     for (int64_t tap = 0; sums && tap <= taps; ++tap) {
-      A* const total = sums + (unit * (taps + 1) + tap) * g.channels;
       for (int64_t c = 0; c < g.channels; ++c) {
-        total[c] = unit_sums[tap * period + c];
-        for (int64_t j = c + g.channels; j < period; j += g.channels) total[c] += unit_sums[tap * period + j];
+        double total = 0;
+        for (int64_t j = c; j < period; j += g.channels) total += unit_sums[tap * period + j];
+        sums[(unit * (taps + 1) + tap) * g.channels + c] = total;
       }
     }
   }
