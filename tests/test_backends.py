@@ -14,7 +14,6 @@ from evkernels.ops.registration import schemas
 @pytest.fixture
 def recorder():
     """A backend of references that notes the ops it is called for; it lacks the ops named in `lacking`."""
-
     record = SimpleNamespace(calls=[], lacking=set())
 
     def kernel_of(op):
