@@ -38,8 +38,7 @@ EVKERNELS_INLINE VecF load(const BFloat16* p) {
 EVKERNELS_INLINE void store(BFloat16* p, VecF v) {
   const VecI bits = (VecI)v;
   const VecI rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const VecI is_nan = v != v;
-  const VecU16 u = __builtin_convertvector(((is_nan & (bits | 0x400000)) | (~is_nan & rounded)) >> 16, VecU16);
+  const VecU16 u = __builtin_convertvector((v != v ? bits | 0x400000 : rounded) >> 16, VecU16);
   __builtin_memcpy(p, &u, sizeof u);
 }
 
@@ -78,7 +77,7 @@ EVKERNELS_INLINE void store_partial(T* p, typename Arithmetic<T>::Type v, int64_
   for (int64_t k = 0; k < count; ++k) p[k] = buffer[k];
 }
 
-EVKERNELS_INLINE VecF select(VecI mask, VecF a, VecF b) { return (VecF)((mask & (VecI)a) | (~mask & (VecI)b)); }
+EVKERNELS_INLINE VecF select(VecI mask, VecF a, VecF b) { return mask ? a : b; }
 
 // e^x - 1, relative error below 2e-7 also near zero. Arguments are clamped to +-43, where both activations below have
 // long been constant in float32, so that a product of two results stays finite; NaN passes through the comparisons.
