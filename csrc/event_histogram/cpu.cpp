@@ -24,7 +24,7 @@ struct Task {
   bool is_unsorted = false;
 };
 
-template <class Index, class T>
+template <class T>
 int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape, const std::vector<int64_t>& offsets,
              uint8_t* out) {
   const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
@@ -45,7 +45,7 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
   };
   torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
     for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
-      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, Index{}, t, events, shape, offsets[w], offsets[w + 1],
+      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, t, events, shape, offsets[w], offsets[w + 1],
                                          first_bin, last_bin, out + w * window_size, task.dropped);
     });
   });
@@ -58,7 +58,7 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
     torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
       for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
         if (!is_unsorted[w]) return;
-        EVKERNELS_CALL(fill_unsorted, Index{}, t, events, shape, offsets[w], offsets[w + 1], first_bin,
+        EVKERNELS_CALL(fill_unsorted, t, events, shape, offsets[w], offsets[w + 1], first_bin,
                        last_bin, out + w * window_size, task.dropped);
       });
     });
@@ -87,14 +87,12 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
   }
   Tensor histogram = empty_histogram(x, offsets, shape);
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
-  const auto fill_by_index = [&](auto time) {
+  const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
-    const bool is_small = 2 * bins * height <= INT32_MAX / width;
-    return (is_small ? fill<int32_t, T> : fill<int64_t, T>)(data<T>(t), events, shape, window_offsets,
-                                                            mutable_data<uint8_t>(histogram));
+    return fill(data<T>(t), events, shape, window_offsets, mutable_data<uint8_t>(histogram));
   };
   *mutable_data<int64_t>(dropped) =
-      events.t_type == IntType::kInt64 ? fill_by_index(Type<int64_t>{}) : fill_by_index(Type<int32_t>{});
+      events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
   return {histogram, dropped};
 }
 
