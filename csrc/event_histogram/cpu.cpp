@@ -70,10 +70,6 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
 
 std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
                                            int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
-  x = in_layout(x, MemoryFormat::Contiguous);
-  y = in_layout(y, MemoryFormat::Contiguous);
-  t = in_layout(t, MemoryFormat::Contiguous);
-  p = in_layout(p, MemoryFormat::Contiguous);
   const EventColumns events = event_columns(x, y, t, p);
   const HistogramShape shape = histogram_shape(bins, height, width, cutoff);
   std::vector<int64_t> window_offsets{0, x.numel()};
@@ -85,7 +81,8 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
                         std::is_sorted(window_offsets.begin(), window_offsets.end()),
                     "offsets must start at 0, end at the number of events and never decrease");
   }
-  Tensor histogram = empty_histogram(x, offsets, shape);
+  Tensor histogram =
+      torch::stable::empty(histogram_sizes(offsets, shape), ScalarType::Byte, std::nullopt, x.device());
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
   const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
