@@ -55,8 +55,7 @@ def why_not(name: str) -> str | None:
 
 
 def _why_not_isa(isa: str) -> str | None:
-    best = torch.ops.evkernels.set_cpu_isa("best")
-    best = torch.ops.evkernels.set_cpu_isa(best)
+    best = torch.ops.evkernels.best_cpu_isa()
     return None if ISAS.index(isa) <= ISAS.index(best) else f"this processor's best instruction set is {best}"
 
 
