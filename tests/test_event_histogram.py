@@ -59,8 +59,6 @@ def events(count, height=7, width=9, dtype=torch.int16, start=0, duration=5000, 
 
 
 def strided(column: Tensor, layout: str) -> Tensor:
-    if layout == "sliced":
-        return torch.cat([column[:1], column])[1:]
     if layout == "every_second":
         return torch.stack([column, column], dim=1).flatten()[1::2]
     if layout == "expanded":
@@ -70,7 +68,7 @@ def strided(column: Tensor, layout: str) -> Tensor:
 
 class TestEventHistogram(OpContract):
     dtypes = INTEGERS
-    layouts = ("contiguous", "sliced", "every_second", "expanded")
+    layouts = ("contiguous", "every_second", "expanded")
 
     def op(self, *arguments):
         return fused(*arguments)
