@@ -1,1 +1,7 @@
 """Drop-in modules."""
+
+from evkernels.nn.histogram import StackedHistogram
+
+__all__ = [
+    "StackedHistogram",
+]
