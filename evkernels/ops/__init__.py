@@ -4,8 +4,12 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.lstm_gates import lstm_gates
 
 __all__ = [
+    "gru_gates",
+    "gru_reset",
+    "gru_update",
     "lstm_gates",
 ]

@@ -4,9 +4,23 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.gru_gates import (
+    gru_gates,
+    gru_gates_backward,
+    gru_reset,
+    gru_reset_backward,
+    gru_update,
+    gru_update_backward,
+)
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
+    "gru_gates",
+    "gru_gates_backward",
+    "gru_reset",
+    "gru_reset_backward",
+    "gru_update",
+    "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
 ]
