@@ -20,7 +20,7 @@ from evkernels.ops.registration import default_kernels, schemas
 NAMES = ("reference", "cpu", "cuda", "triton")
 
 _lock = RLock()
-_extra: dict[str, tuple[str, Callable[[str], Callable]]] = {}
+_extra: dict[str, tuple[str, Callable[[str], Callable | None]]] = {}
 _overrides: list[torch.library.Library] = []
 _chosen: str | None = None
 
@@ -75,8 +75,8 @@ def use_backend(name: str) -> Iterator[None]:
             _choose(previous)
 
 
-def add_backend(name: str, device_type: str, kernel_of: Callable[[str], Callable]) -> None:
-    """Makes another table of kernels choosable: `kernel_of(op)` is the kernel of `op` for tensors on `device_type`."""
+def add_backend(name: str, device_type: str, kernel_of: Callable[[str], Callable | None]) -> None:
+    """Makes another table of kernels choosable: `kernel_of(op)` is the kernel of `op` on `device_type`, or None."""
     _extra[name] = (device_type, kernel_of)
 
 
@@ -114,7 +114,7 @@ def _tables(name: str | None) -> list[tuple[str, dict[str, Callable]]]:
         return [("cpu" if _triton_interprets() else "cuda", _triton_kernels())]
     if name in _extra:
         device_type, kernel_of = _extra[name]
-        return [(device_type, {op: kernel_of(op) for op in schemas})]
+        return [(device_type, {op: kernel_of(op) or _missing(op, name) for op in schemas})]
     return [(name, {op: _missing(op, name) for op in schemas if not has_compiled_kernel(op, name)})]
 
 

@@ -6,6 +6,8 @@ a machine with a GPU the real CUDA and Triton kernels.
 """
 
 import os
+import random
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ import torch
 if not torch.cuda.is_available():
     # Must be set before the Triton kernels are imported.
     os.environ["TRITON_INTERPRET"] = "1"
+# Order of threads and blocks of emulated CUDA kernels: another one in every session, repeatable with the printed seed.
+os.environ.setdefault("EVKERNELS_EMULATION_SEED", str(random.randrange(2**32)))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import emulation
@@ -46,7 +50,7 @@ def why_not(name: str) -> str | None:
     if name.startswith("cpu-"):
         return backends.compiled_error or _why_not_isa(name.removeprefix("cpu-"))
     if name == "cuda-emulated":
-        return emulation.why_not()
+        return None if shutil.which("g++") else "no g++ to compile the kernels with"
     return backends.unavailable(name)
 
 
@@ -61,6 +65,7 @@ def activated(name: str) -> Iterator[Backend]:
     """Ops run on the named backend inside this context."""
     if name == "cuda-emulated":
         emulation.load()
+        backends.add_backend(name, "cpu", _emulated_kernel)
     isa = name.removeprefix("cpu-") if name.startswith("cpu-") else None
     with backends.use_backend("cpu" if isa else name):
         previous = torch.ops.evkernels.set_cpu_isa(isa) if isa else None
@@ -70,6 +75,12 @@ def activated(name: str) -> Iterator[Backend]:
         finally:
             if isa:
                 torch.ops.evkernels.set_cpu_isa(previous)
+
+
+def _emulated_kernel(op: str):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{emulation.NAMESPACE}::{op}", "CPU"):
+        return None
+    return getattr(getattr(torch.ops, emulation.NAMESPACE), op).default
 
 
 @pytest.fixture(params=BACKENDS)
@@ -101,7 +112,7 @@ def recordings() -> Path:
 
 def pytest_report_header(config) -> list[str]:
     ways = [f"{name}: {why_not(name) or 'runs'}" for name in BACKENDS]
-    return ["backends  " + "; ".join(ways), f"emulation seed {emulation.SEED}"]
+    return ["backends  " + "; ".join(ways), f"EVKERNELS_EMULATION_SEED={os.environ['EVKERNELS_EMULATION_SEED']}"]
 
 
 def pytest_generate_tests(metafunc):

@@ -45,6 +45,10 @@ class OpContract:
         """One float64 argument tuple small enough for gradcheck."""
         return self.samples(torch.float64, "contiguous", large=False)[0]
 
+    def requiring_grad(self, arguments) -> tuple:
+        """The arguments, requiring gradients if the op has any."""
+        return requiring_grad(arguments) if self.differentiable else tuple(arguments)
+
     def test_values(self, backend, dtype, layout):
         for arguments in self.samples(dtype, layout, large=not backend.is_slow):
             before = snapshot(arguments)
@@ -57,8 +61,7 @@ class OpContract:
     def test_empty(self, backend):
         for arguments in self.empty_samples():
             arguments = to_device(arguments, backend.device)
-            if self.differentiable:
-                arguments = requiring_grad(arguments)
+            arguments = self.requiring_grad(arguments)
             result = self.op(*arguments)
             expected = self.eager(*arguments)
             torch.testing.assert_close(result, expected)
@@ -67,8 +70,7 @@ class OpContract:
 
     def test_opcheck(self, backend):
         arguments = self.tiny()
-        if self.differentiable:
-            arguments = requiring_grad(arguments)
+        arguments = self.requiring_grad(arguments)
         calls = registered_calls(self.op, to_device(arguments, backend.device))
         assert calls
         for overload, call_arguments in calls:
@@ -102,8 +104,7 @@ class OpContract:
         counter = torch._dynamo.testing.CompileCounterWithBackend(compiler)
         compiled = torch.compile(self.op, fullgraph=True, dynamic=True, backend=counter)
         for arguments in self.samples(torch.float32, "contiguous", large=False)[-3:]:
-            if self.differentiable:
-                arguments = requiring_grad(arguments)
+            arguments = self.requiring_grad(arguments)
             torch.testing.assert_close(compiled(*arguments), self.op(*arguments), rtol=0, atol=0)
             if self.differentiable:
                 torch.testing.assert_close(gradients(compiled, arguments), gradients(self.op, arguments))

@@ -18,6 +18,7 @@
 #include "common/half.h"
 #include "common/isa.h"
 
+namespace evkernels {
 namespace {
 
 namespace baseline {
@@ -59,3 +60,4 @@ namespace avx512 {
 #endif
 
 }  // namespace
+}  // namespace evkernels

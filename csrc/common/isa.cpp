@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <string>
 
+namespace evkernels {
 namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
@@ -50,12 +51,14 @@ std::string set_cpu_isa(std::string name) {
 
 Isa current_isa() { return isa().load(std::memory_order_relaxed); }
 
+}  // namespace evkernels
+
 STABLE_TORCH_LIBRARY_FRAGMENT(evkernels, m) {
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
-  m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa));
+  m.impl("cpu_isa", TORCH_BOX(&evkernels::cpu_isa));
+  m.impl("set_cpu_isa", TORCH_BOX(&evkernels::set_cpu_isa));
 }

@@ -2,7 +2,11 @@
 // time.
 #pragma once
 
+namespace evkernels {
+
 enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 
 // The set in use. Read once per operator call.
 Isa current_isa();
+
+}  // namespace evkernels

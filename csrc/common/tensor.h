@@ -42,6 +42,23 @@ inline Tensor empty_in_layout(const Tensor& shape_of, ScalarType dtype, MemoryFo
   return torch::stable::empty(shape_of.sizes(), dtype, std::nullopt, shape_of.device(), std::nullopt, layout);
 }
 
+// Length of the rows that elementwise kernels see: a pixel's channels in channels_last, a whole sample otherwise.
+inline int64_t inner_size(const Tensor& state, MemoryFormat layout) {
+  if (layout == MemoryFormat::ChannelsLast) return state.size(1);
+  return state.size(0) == 0 ? 1 : state.numel() / state.size(0);
+}
+
+// Checks a gradient against the tensor it belongs to and brings it into the layout; absent gradients stay absent.
+inline void bring_gradient(const char* name, std::optional<Tensor>& gradient, const Tensor& shape_of, ScalarType dtype,
+                           MemoryFormat layout) {
+  if (!gradient.has_value()) return;
+  STD_TORCH_CHECK(gradient->dim() == shape_of.dim() && gradient->scalar_type() == dtype, name,
+                  " must have the rank and dtype of the result it belongs to");
+  for (int64_t d = 0; d < shape_of.dim(); ++d)
+    STD_TORCH_CHECK(gradient->size(d) == shape_of.size(d), name, " must have the shape of the result it belongs to");
+  gradient = in_layout(*gradient, layout);
+}
+
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());

@@ -4,8 +4,6 @@
 // Arithmetic types: VecF for float, BFloat16 and Half data, plain double for double data (a scalar path: it is there so
 // that gradient checks in float64 run the code they check). Formulas in math.inl files take either.
 
-#define EVKERNELS_INLINE static inline __attribute__((always_inline))
-
 typedef float VecF __attribute__((vector_size(EVKERNELS_LANES * 4)));
 typedef int32_t VecI __attribute__((vector_size(EVKERNELS_LANES * 4)));
 typedef uint16_t VecU16 __attribute__((vector_size(EVKERNELS_LANES * 2)));

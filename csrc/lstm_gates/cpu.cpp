@@ -14,20 +14,15 @@ namespace {
 constexpr int64_t kGrain = 8192;
 
 std::tuple<Tensor, Tensor> lstm_gates(Tensor gates, Tensor c, std::string order) {
-  check_lstm_gates(gates, c);
-  const MemoryFormat layout = common_layout(gates);
-  gates = in_layout(gates, layout);
-  c = in_layout(c, layout);
-  Tensor h = empty_in_layout(c, gates.scalar_type(), layout);
-  Tensor c_next = empty_in_layout(c, c.scalar_type(), layout);
-  const LstmGateOrder blocks = parse_lstm_gate_order(order);
-  const int64_t inner = inner_size(c, layout);
+  const LstmGatesCall call = prepare_lstm_gates(gates, c, order);
+  Tensor h = empty_in_layout(c, gates.scalar_type(), call.layout);
+  Tensor c_next = empty_in_layout(c, c.scalar_type(), call.layout);
   dispatch_input_and_state("lstm_gates", gates.scalar_type(), c.scalar_type(), [&](auto g, auto s) {
     using G = typename decltype(g)::type;
     using S = typename decltype(s)::type;
     torch::stable::parallel_for(0, c.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(lstm_gates_loop, data<G>(gates), data<S>(c), mutable_data<G>(h), mutable_data<S>(c_next), blocks,
-                     inner, begin, end);
+      EVKERNELS_CALL(lstm_gates_loop, data<G>(gates), data<S>(c), mutable_data<G>(h), mutable_data<S>(c_next),
+                     call.order, call.inner, begin, end);
     });
   });
   return {h, c_next};
@@ -35,25 +30,17 @@ std::tuple<Tensor, Tensor> lstm_gates(Tensor gates, Tensor c, std::string order)
 
 std::tuple<Tensor, Tensor> lstm_gates_backward(std::optional<Tensor> grad_h, std::optional<Tensor> grad_c_next,
                                                Tensor gates, Tensor c, std::string order) {
-  check_lstm_gates(gates, c);
-  const MemoryFormat layout = common_layout(gates);
-  gates = in_layout(gates, layout);
-  c = in_layout(c, layout);
-  if (grad_h.has_value()) grad_h = in_layout(*grad_h, layout);
-  if (grad_c_next.has_value()) grad_c_next = in_layout(*grad_c_next, layout);
-  Tensor grad_gates = empty_in_layout(gates, gates.scalar_type(), layout);
-  Tensor grad_c = empty_in_layout(c, c.scalar_type(), layout);
-  check_same_shape("grad_c_next", grad_c_next, c);
-  STD_TORCH_CHECK(!grad_h.has_value() || (grad_h->numel() == c.numel() && grad_h->scalar_type() == gates.scalar_type()),
-                  "grad_h must have the shape of c and the dtype of gates");
-  const LstmGateOrder blocks = parse_lstm_gate_order(order);
-  const int64_t inner = inner_size(c, layout);
+  const LstmGatesCall call = prepare_lstm_gates(gates, c, order);
+  bring_gradient("grad_h", grad_h, c, gates.scalar_type(), call.layout);
+  bring_gradient("grad_c_next", grad_c_next, c, c.scalar_type(), call.layout);
+  Tensor grad_gates = empty_in_layout(gates, gates.scalar_type(), call.layout);
+  Tensor grad_c = empty_in_layout(c, c.scalar_type(), call.layout);
   dispatch_input_and_state("lstm_gates_backward", gates.scalar_type(), c.scalar_type(), [&](auto g, auto s) {
     using G = typename decltype(g)::type;
     using S = typename decltype(s)::type;
     torch::stable::parallel_for(0, c.numel(), kGrain, [&](int64_t begin, int64_t end) {
       EVKERNELS_CALL(lstm_gates_backward_loop, data<G>(grad_h), data<S>(grad_c_next), data<G>(gates), data<S>(c),
-                     mutable_data<G>(grad_gates), mutable_data<S>(grad_c), blocks, inner, begin, end);
+                     mutable_data<G>(grad_gates), mutable_data<S>(grad_c), call.order, call.inner, begin, end);
     });
   });
   return {grad_gates, grad_c};

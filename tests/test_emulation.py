@@ -1,0 +1,307 @@
+"""The CUDA emulation itself: right kernels give right results under every order, and each planted fault is found."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from emulation import build
+
+SEEDS = range(20)
+FAULTS = build.HERE / "faults.cu"
+
+
+@pytest.fixture(scope="module")
+def faults():
+    build.load_library(build.build([FAULTS], "faults"))
+    return torch.ops.evkernels_faults
+
+
+@pytest.fixture(scope="module")
+def saxpy():
+    build.define_schemas(["saxpy(float a, Tensor x, Tensor y) -> Tensor"])
+    build.load_library(build.build([build.HERE / "saxpy" / "cuda.cu"], "saxpy"))
+    return torch.ops.evkernels_emulated.saxpy
+
+
+@pytest.fixture(params=SEEDS)
+def seed(request, monkeypatch):
+    monkeypatch.setenv("EVKERNELS_EMULATION_SEED", str(request.param))
+    return request.param
+
+
+def block_sums(faults, fault):
+    x = torch.arange(3 * 256, dtype=torch.int32)
+    sums = torch.zeros(3, dtype=torch.int32)
+    faults.block_sum(x, sums, fault)
+    return torch.equal(sums, x.view(3, 256).sum(1, dtype=torch.int32))
+
+
+# --- the layout of an op: kernels.cuh and cuda.cu -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 1000, 4096])
+def test_op_through_stable_abi(saxpy, dtype, count):
+    storage = torch.randn(2, count + 1, dtype=dtype)
+    for x, y in [(storage[0, :count], storage[1, :count]), (storage[0, 1:], storage[1, 1:])]:  # aligned or not
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        assert torch.equal(saxpy(0.5, x, y), (0.5 * x.to(compute) + y.to(compute)).to(dtype))
+
+
+def test_define_schemas_twice_is_harmless(saxpy):
+    build.define_schemas(["saxpy(float a, Tensor x, Tensor y) -> Tensor"])
+    x = torch.ones(4)
+    assert torch.equal(saxpy(1.0, x, x), x + x)
+
+
+def test_threads_without_barriers_are_cheap(saxpy):
+    x = torch.randn(1080 * 256 + 1)[1:]
+    saxpy(1.0, x, x)
+    start = time.perf_counter()
+    saxpy(1.0, x, x)
+    assert time.perf_counter() - start < 1.0
+
+
+# --- barriers and warps ---------------------------------------------------------------------------------------------
+
+
+def test_block_reduction_is_right(faults, seed):
+    assert block_sums(faults, 0)
+
+
+def test_missing_barrier_is_found(faults, monkeypatch):
+    wrong = 0
+    for value in SEEDS:
+        monkeypatch.setenv("EVKERNELS_EMULATION_SEED", str(value))
+        wrong += not block_sums(faults, 1)
+    assert wrong > 0
+
+
+def test_order_follows_the_seed(faults, monkeypatch):
+    orders = []
+    for value in (1, 1, 2):
+        monkeypatch.setenv("EVKERNELS_EMULATION_SEED", str(value))
+        order = torch.zeros(512, dtype=torch.int32)
+        faults.order(torch.zeros(1, dtype=torch.int32), order)
+        assert torch.equal(order.sort().values, torch.arange(512, dtype=torch.int32))
+        orders.append(order)
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_divergent_barrier_is_reported(faults, seed):
+    with pytest.raises(RuntimeError, match=r"block_sum_kernel.*block \(\d, 0, 0\), thread \(\d+, 0, 0\)") as error:
+        block_sums(faults, 2)
+    assert "100 wait at __syncthreads" in str(error.value) and "156 wait at __syncthreads" in str(error.value)
+    assert block_sums(faults, 0), "the next launch must not be disturbed"
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 256])
+def test_early_return_before_a_barrier(faults, count):
+    out = torch.zeros(256, dtype=torch.int32)
+    faults.early_return(out, count)
+    assert torch.equal(out, torch.cat([torch.full((count,), count), torch.zeros(256 - count)]).int())
+
+
+def test_warp_and_block_operations(faults, seed):
+    out = torch.zeros(64, 12, dtype=torch.int32)
+    faults.operations(out, 0)
+    thread = torch.arange(64)
+    lane, warp = thread % 32, thread // 32 * 32
+    position = lane % 16
+    expected = [
+        warp + 5,
+        thread // 8 * 8 + 3,
+        torch.where(position >= 3, thread - 3, thread),
+        torch.where(position + 3 < 16, thread + 3, thread),
+        thread ^ 9,
+        torch.full((64,), sum(1 << i for i in range(0, 32, 3)) - 2**32 * (30 % 3 == 0 and 31 % 3 == 0)),
+        torch.where(thread < 32, 0, 3),
+        torch.where(lane < 16, thread ^ 1, thread ^ 2),
+        torch.full((64,), 13),
+        torch.full((64,), 1),
+        thread ^ 1,
+        torch.where(lane < 16, -1, 0),
+    ]
+    for column, values in enumerate(expected):
+        assert out[:, column].tolist() == values.tolist(), f"column {column}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (1, r"32 wait at __shfl_sync\(0xffffffff\).*32 wait at __syncwarp\(0xffffffff\)"),
+        (2, r"calling lane is not in its own mask"),
+        (3, r"power of two up to 32, got 12"),
+    ],
+)
+def test_wrong_warp_operations_are_reported(faults, seed, fault, message):
+    with pytest.raises(RuntimeError, match=message):
+        faults.operations(torch.zeros(64, 12, dtype=torch.int32), fault)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_shared_memory_is_poisoned_before_each_block(faults):
+    out = torch.zeros(5, 64)
+    faults.uninitialised(out)
+    assert out.isnan().all()
+
+
+def test_misaligned_packs_are_reported(faults):
+    x, out = torch.randn(65), torch.empty(65)
+    faults.copy(x[:64], out[:64])
+    assert torch.equal(x[:64], out[:64])
+    with pytest.raises(RuntimeError, match=r"copy_kernel.*thread.*packed load of 16 bytes at a misaligned address"):
+        faults.copy(x[1:], out[:64])
+    with pytest.raises(RuntimeError, match=r"copy_kernel.*thread.*packed store of 16 bytes at a misaligned address"):
+        faults.copy(x[:64], out[1:])
+
+
+SANITIZED = """
+import sys, torch
+from emulation import build
+torch.ops.load_library(sys.argv[1])
+ops = torch.ops.evkernels_faults
+x, out = torch.arange(256, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
+for fault in range(4):
+    print("fault", fault, file=sys.stderr, flush=True)
+    ops.rotate(x, out, fault)
+    if fault == 0:
+        assert torch.equal(out, (x + 3) % 256)
+print("no more faults", file=sys.stderr, flush=True)
+for fault in (2, 0):
+    try:
+        ops.block_sum(torch.arange(768, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), fault)
+    except RuntimeError as error:
+        print("reported", file=sys.stderr, flush=True)
+"""
+
+
+def test_out_of_bounds_by_one_is_found_by_the_address_sanitizer():
+    library = build.build([FAULTS], "faults", sanitize=True)
+    environment = {**build.sanitizer_environment(), "PYTHONPATH": str(build.HERE.parent)}
+    environment["ASAN_OPTIONS"] += ":halt_on_error=0"
+    process = subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(library)], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    parts = process.stderr.split("fault ")[1:]
+    parts[3], rest = parts[3].split("no more faults")
+    assert "ERROR" not in parts[0], parts[0]
+    for part, kind in zip(parts[1:], ["heap-buffer-overflow", "heap-buffer-overflow", "global-buffer-overflow"]):
+        assert kind in part and "rotate_kernel" in part, process.stderr
+    assert rest.split() == ["reported"], rest
+
+
+# --- atomics and limits ---------------------------------------------------------------------------------------------
+
+
+def run_atomics(faults, fault, count=1000):
+    x = torch.randint(-100, 1000, (count,), dtype=torch.int32, generator=torch.Generator().manual_seed(count)).abs()
+    integers = torch.tensor([0, -1, 2**30, 0, 0], dtype=torch.int32)
+    floats, doubles = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    wide = torch.zeros(2, dtype=torch.int64)
+    faults.atomics(x, integers, floats, doubles, wide, fault)
+    return x, integers, floats, doubles, wide
+
+
+def test_atomics_are_right(faults, seed):
+    x, integers, floats, doubles, wide = run_atomics(faults, 0)
+    bits = 0
+    for value in x.tolist():
+        bits |= 1 << (value & 15)
+    assert integers.tolist() == [x.sum(), x.max(), x.min(), bits, 255]
+    assert floats.item() == doubles.item() == x.sum()  # exact in float32
+    assert wide.tolist() == [x.sum() << 32, x.max() << 32]
+
+
+def test_lost_update_is_found(faults, seed):
+    assert run_atomics(faults, 0, count=200)[1][4] == 200
+    assert run_atomics(faults, 1, count=200)[1][4] < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((65536, 32, 0, 0), r"grid must be within .*65535.* got \(1, 65536, 1\)"),
+        ((0, 32, 0, 0), r"grid must be within .* got \(1, 0, 1\)"),
+        ((1, 1025, 0, 0), r"block must be within .* got \(1025, 1, 1\)"),
+        ((1, 32, 48 * 1024 + 1, 0), r"dynamic shared memory must be at most 49152 bytes"),
+        ((1, 32, 0, 227 * 1024 + 1), r"cudaFuncSetAttribute.*invalid argument"),
+    ],
+)
+def test_launch_limits_are_reported(faults, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        faults.launch_limits(*arguments)
+
+
+def test_launches_at_the_limits(faults):
+    faults.launch_limits(1, 1024, 48 * 1024, 0)
+    faults.launch_limits(65535, 1, 0, 0)
+    faults.launch_limits(1, 32, 227 * 1024, 227 * 1024)
+    faults.launch_limits(1, 32, 0, 48 * 1024)  # back to the default
+
+
+@pytest.mark.parametrize("extents", [(2**31, 1, 1), (1, 65536, 1), (1, 1, 65536), (0, 1, 1), (2**40, 1, 1)])
+def test_grid_helper_refuses(faults, extents):
+    faults.helper_limits(2**31 - 1, 65535, 65535)
+    with pytest.raises(RuntimeError, match="CUDA grid must be within"):
+        faults.helper_limits(*extents)
+
+
+# --- conversions and mathematics ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_conversion_to_float_of_all_patterns(faults, dtype):
+    bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    out = torch.empty(65536)
+    faults.to_float(bits, out, dtype == torch.float16)
+    expected = bits.view(dtype).float()
+    numbers = ~expected.isnan()
+    assert torch.equal(out.isnan(), ~numbers)
+    assert torch.equal(out.view(torch.int32)[numbers], expected.view(torch.int32)[numbers])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_conversion_from_float(faults, dtype):
+    patterns = torch.randint(-(2**31), 2**31, (200_000,), dtype=torch.int64).int().view(torch.float32)
+    halves = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(dtype).float()
+    halves = halves[halves.isfinite()].sort().values
+    middles = (halves[1:].double() + halves[:-1].double()).div(2).float()  # ties, and their neighbours
+    infinity = torch.tensor(float("inf"))
+    edges = torch.tensor([65504.0, 65519.996, 65520.0, 2.0**-24, 2.0**-25, 2.0**-14, 3.4028235e38, float("nan"), 1e-45])
+    ties = [middles, torch.nextafter(middles, infinity), torch.nextafter(middles, -infinity)]
+    x = torch.cat([patterns, halves, *ties, edges, -edges, infinity[None], -infinity[None]])
+    bits = torch.empty(x.numel(), dtype=torch.uint16)
+    faults.from_float(x, bits, dtype == torch.float16)
+    result, expected = bits.view(dtype), x.to(dtype)
+    numbers = ~expected.isnan()
+    assert torch.equal(result.isnan(), ~numbers)
+    assert torch.equal(bits.view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_device_mathematics(faults, dtype):
+    scale = torch.logspace(-30, 2.5, 20_000, dtype=torch.float64)
+    x = torch.cat([scale, -scale, torch.linspace(-1, 1, 20_001, dtype=torch.float64)]).to(dtype)
+    limits = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e38, -1e38], dtype=dtype)
+    out = torch.empty(3, x.numel(), dtype=dtype)
+    faults.math(x, out)
+    ulp = torch.finfo(dtype).eps / 2
+    for row, function in zip(out, [torch.exp, torch.sigmoid, torch.tanh]):
+        exact = function(x.double())
+        # Results below the normal numbers may be flushed, those above the largest are infinite.
+        normal = (exact.abs() > torch.finfo(dtype).tiny) & (exact < torch.finfo(dtype).max)
+        error = ((row.double() - exact).abs() / exact.abs())[normal].max() / ulp
+        assert error <= 4, f"{function.__name__}: {error:.1f} half ulps"
+    out = torch.empty(3, limits.numel(), dtype=dtype)
+    faults.math(limits, out)
+    expected = torch.stack([torch.exp(limits), torch.sigmoid(limits), torch.tanh(limits)])
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.nan_to_num(7, 8, 9), expected.nan_to_num(7, 8, 9))
+    assert torch.equal(out.signbit() & ~out.isnan(), expected.signbit() & ~expected.isnan())
