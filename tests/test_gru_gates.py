@@ -15,6 +15,9 @@ NARROW = [torch.bfloat16, torch.float16]
 # Sizes 1, odd, one more than a vector, without spatial dimensions, with one.
 SHAPES = [(2, 3, 3, 5), (1, 1, 1, 1), (2, 17, 4, 4), (3, 5, 7, 9), (3, 16), (2, 4, 33)]
 LARGE = (2, 64, 23, 41)
+# The state of the one-element sample is far from its candidate: where n - h cancels, one rounding unit of n is the whole
+# gradient, and a tolerance made from that one element says nothing.
+STATE_SEED = 7
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5)]
 
 
@@ -39,18 +42,18 @@ def blocks_of(count, n, c, *spatial, dtype, layout, seed):
 
 def sample_gates(*shape, dtype=torch.float32, state_dtype=None, layout="contiguous", order="zrn"):
     x_gates, h_gates = (blocks_of(3, *shape, dtype=dtype, layout=layout, seed=seed) for seed in (1, 2))
-    return x_gates, h_gates, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=3), order
+    return x_gates, h_gates, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=STATE_SEED), order
 
 
 def sample_reset(*shape, dtype=torch.float32, state_dtype=None, layout="contiguous", order="zr"):
     zr = blocks_of(2, *shape, dtype=dtype, layout=layout, seed=1)
-    return zr, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=3), order
+    return zr, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=STATE_SEED), order
 
 
 def sample_update(*shape, dtype=torch.float32, state_dtype=None, layout="contiguous"):
     z = tensor(*shape, dtype=dtype, layout=layout, seed=1).sigmoid()
     n = blocks_of(1, *shape, dtype=dtype, layout=layout, seed=2)
-    return z, n, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=3)
+    return z, n, tensor(*shape, dtype=state_dtype or dtype, layout=layout, seed=STATE_SEED)
 
 
 class GruContract:

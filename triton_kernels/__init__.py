@@ -4,9 +4,23 @@ Installed as `evkernels.triton_kernels`. Importing it needs triton; with TRITON_
 tensors.
 """
 
+from evkernels.triton_kernels.gru_gates import (
+    gru_gates,
+    gru_gates_backward,
+    gru_reset,
+    gru_reset_backward,
+    gru_update,
+    gru_update_backward,
+)
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
+    "gru_gates",
+    "gru_gates_backward",
+    "gru_reset",
+    "gru_reset_backward",
+    "gru_update",
+    "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
 ]

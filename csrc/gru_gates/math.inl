@@ -2,11 +2,12 @@
 // Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
 //
 // 1 - n^2 is written (1 - n)(1 + n), which loses nothing where n saturates and no instruction set needs a fused
-// multiply-add for. The blend is not h + z*(n - h), whose difference of infinities would be NaN.
+// multiply-add for. `rounded` makes the sum of two products the same in every copy of the code. The blend is not h +
+// z*(n - h), whose difference of infinities would be NaN.
 
 template <class V>
 EVKERNELS_INLINE V gru_blend(V z, V n, V h) {
-  return (1.0f - z) * h + z * n;
+  return rounded((1.0f - z) * h) + z * n;
 }
 
 // z, r, n: sums of the pre-activations from the input and from the state.
@@ -23,7 +24,7 @@ EVKERNELS_INLINE void gru_gates_backward_math(V z, V r, V n, V h, V d_h_next, V&
   d_n = d_h_next * z * ((1.0f - n) * (1.0f + n));
   d_z = d_h_next * (n - h) * z * (1.0f - z);
   d_r = d_n * h * r * (1.0f - r);
-  d_h = d_h_next * (1.0f - z) + d_n * r;
+  d_h = rounded(d_h_next * (1.0f - z)) + d_n * r;
 }
 
 // z, r: pre-activations; z_active, rh: results.
