@@ -5,10 +5,24 @@ tensors.
 """
 
 from evkernels.triton_kernels.event_histogram import event_histogram
+from evkernels.triton_kernels.gru_gates import (
+    gru_gates,
+    gru_gates_backward,
+    gru_reset,
+    gru_reset_backward,
+    gru_update,
+    gru_update_backward,
+)
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
     "event_histogram",
+    "gru_gates",
+    "gru_gates_backward",
+    "gru_reset",
+    "gru_reset_backward",
+    "gru_update",
+    "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
 ]

@@ -5,9 +5,13 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 """
 
 from evkernels.ops.event_histogram import event_histogram
+from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.lstm_gates import lstm_gates
 
 __all__ = [
     "event_histogram",
+    "gru_gates",
+    "gru_reset",
+    "gru_update",
     "lstm_gates",
 ]
