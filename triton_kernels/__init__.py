@@ -4,6 +4,7 @@ Installed as `evkernels.triton_kernels`. Importing it needs triton; with TRITON_
 tensors.
 """
 
+from evkernels.triton_kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.triton_kernels.event_histogram import event_histogram
 from evkernels.triton_kernels.gru_gates import (
     gru_gates,
@@ -16,6 +17,8 @@ from evkernels.triton_kernels.gru_gates import (
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
+    "depthwise_conv2d",
+    "depthwise_conv2d_backward",
     "event_histogram",
     "gru_gates",
     "gru_gates_backward",

@@ -36,9 +36,11 @@ def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int |
 def _in_layout_of(position: int, reference: Callable) -> Callable:
     def kernel(*arguments):
         layout = common_layout(arguments[position])
-        return torch.utils._pytree.tree_map_only(
-            Tensor, lambda output: output.contiguous(memory_format=layout), reference(*arguments)
-        )
+
+        def in_layout(output):
+            return output.contiguous(memory_format=layout if output.dim() == 4 else torch.contiguous_format)
+
+        return torch.utils._pytree.tree_map_only(Tensor, in_layout, reference(*arguments))
 
     return kernel
 
