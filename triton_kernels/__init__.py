@@ -15,6 +15,7 @@ from evkernels.triton_kernels.gru_gates import (
     gru_update_backward,
 )
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.triton_kernels.separable_conv2d import separable_conv2d
 
 __all__ = [
     "depthwise_conv2d",
@@ -28,4 +29,5 @@ __all__ = [
     "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
 ]

@@ -60,21 +60,4 @@ inline Tensor empty_or_nothing(bool needed, const Tensor& like, MemoryFormat lay
 template <class T>
 constexpr ScalarType kComputeDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
-// Calls f(Type<T>).
-template <class F>
-void dispatch_floating(const char* op, ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(Type<float>{});
-    case ScalarType::Double:
-      return f(Type<double>{});
-    case ScalarType::BFloat16:
-      return f(Type<BFloat16>{});
-    case ScalarType::Half:
-      return f(Type<Half>{});
-    default:
-      STD_TORCH_CHECK(false, op, " has no kernel for this dtype");
-  }
-}
-
 }  // namespace evkernels

@@ -15,6 +15,7 @@ from evkernels.reference.gru_gates import (
     gru_update_backward,
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 
 __all__ = [
     "depthwise_conv2d",
@@ -29,4 +30,6 @@ __all__ = [
     "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
+    "separable_conv2d_backward",
 ]
