@@ -39,7 +39,7 @@ def separable_conv2d_forward_kernel(
         a = activate(a, ACTIVATION)
         at = output.to(tl.int64) * C + channel[:, None]
         weight = tl.load(pointwise_weight_ptr + at, (output < O) & (channel[:, None] < C), 0.0)
-        if DTYPE == tl.float64:
+        if tl.float64 == DTYPE:
             total += tl.sum(a[:, :, None] * weight[None, :, :], 1)
         else:
             total = tl.dot(a.to(weight.dtype).to(FACTOR), weight.to(FACTOR), total, input_precision="ieee")

@@ -63,6 +63,12 @@ __host__ __device__ __forceinline__ float tanh(float x) {
   return copysignf(magnitude < 0.55f ? small : large, x);
 }
 
+// Only CPU loops need their products kept apart, see common/vec.inl.
+template <class V>
+__device__ __forceinline__ V rounded(V product) {
+  return product;
+}
+
 __host__ __device__ __forceinline__ double exp(double x) { return ::exp(x); }
 __host__ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 __host__ __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
