@@ -91,6 +91,15 @@ EVKERNELS_INLINE V rounded(V product) {
   return product;
 }
 
+#if defined(__x86_64__) && EVKERNELS_LANES == 16
+EVKERNELS_INLINE VecF load_partial(const float* p, int64_t count) {
+  return (VecF)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+}
+EVKERNELS_INLINE void store_partial(float* p, VecF v, int64_t count) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+}
+#endif
+
 EVKERNELS_INLINE VecF select(VecI mask, VecF a, VecF b) { return mask ? a : b; }
 
 // e^x - 1, relative error below 2e-7 also near zero. Arguments are clamped to +-43, where both activations below have
