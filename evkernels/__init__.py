@@ -2,6 +2,7 @@
 
 from evkernels import ops, reference
 from evkernels.backends import use_backend
+from evkernels.status import status
 
 __version__ = "0.1.0"
-__all__ = ["ops", "reference", "use_backend"]
+__all__ = ["ops", "reference", "status", "use_backend"]

@@ -1,4 +1,5 @@
-// Chooses the instruction set once at load time and lets tests lower it: evkernels::cpu_isa and evkernels::set_cpu_isa.
+// Chooses the instruction set once, the best one or what EVKERNELS_CPU_ISA says, and lets tests lower it:
+// evkernels::cpu_isa, best_cpu_isa and set_cpu_isa.
 
 #include "common/isa.h"
 
@@ -23,6 +24,7 @@ Isa best_isa() {
 }
 
 Isa parse(const std::string& name) {
+  if (name == "best") return best_isa();
   for (int k = 0; k < 3; ++k) {
     if (name == kNames[k]) {
       STD_TORCH_CHECK(k <= static_cast<int>(best_isa()), "instruction set ", name,
@@ -30,20 +32,27 @@ Isa parse(const std::string& name) {
       return static_cast<Isa>(k);
     }
   }
-  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2 or avx512, got ", name);
+  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2, avx512 or best, got ", name);
   return Isa::kBaseline;
 }
 
 std::atomic<Isa>& isa() {
-  static std::atomic<Isa> value = best_isa();
+  // Decided at the first call, since an exception thrown while the library loads would end the process. The Python
+  // package calls right after loading it, so that a wrong value fails there.
+  static std::atomic<Isa> value = [] {
+    const char* name = std::getenv("EVKERNELS_CPU_ISA");
+    return name == nullptr || *name == '\0' ? best_isa() : parse(name);
+  }();
   return value;
 }
 
 std::string cpu_isa() { return kNames[static_cast<int>(current_isa())]; }
 
+std::string best_cpu_isa() { return kNames[static_cast<int>(best_isa())]; }
+
 std::string set_cpu_isa(std::string name) {
   const std::string previous = cpu_isa();
-  isa() = name == "best" ? best_isa() : parse(name);
+  isa() = parse(name);
   return previous;
 }
 
@@ -55,10 +64,12 @@ Isa current_isa() { return isa().load(std::memory_order_relaxed); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(evkernels, m) {
   m.def("cpu_isa() -> str");
+  m.def("best_cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&evkernels::cpu_isa));
+  m.impl("best_cpu_isa", TORCH_BOX(&evkernels::best_cpu_isa));
   m.impl("set_cpu_isa", TORCH_BOX(&evkernels::set_cpu_isa));
 }

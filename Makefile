@@ -1,0 +1,37 @@
+# Two commands do all: `make demo` runs the main job, `make test` the test suite. Each first makes .venv where needed
+# (tools/environment.py), and rebuilds only when csrc/, the build files or torch changed.
+#
+#   make demo ARGS="recording.npz --out out"      make test ARGS="tests/test_lstm_gates.py -x"
+#   make test PYTHON=python3.12 TORCH="torch==2.13.0"      TORCH holds any arguments of pip install
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+RUN := .venv/bin/python
+CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
+
+export TORCH
+
+.PHONY: demo test bench lint clean
+
+demo:
+	@$(PYTHON) tools/environment.py demo io
+	@$(RUN) -m evkernels demo $(ARGS)
+
+test:
+	@$(PYTHON) tools/environment.py demo io test triton
+	@$(RUN) -m pytest $(ARGS)
+
+bench:
+	@$(PYTHON) tools/environment.py bench test
+	@$(RUN) -m benchmarks $(ARGS)
+
+lint:
+	@$(PYTHON) tools/environment.py dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+clean:
+	@rm -rf .venv build dist *.egg-info evkernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@find csrc evkernels triton_kernels tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

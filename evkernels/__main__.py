@@ -1,0 +1,48 @@
+"""Command line: `python -m evkernels status`, `python -m evkernels demo`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns its exit code; what the user can put right ends in one line and exit code 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _Parser(prog="evkernels", description="Fused kernels for event-camera recurrent vision.")
+    commands = parser.add_subparsers(dest="command", title="commands", parser_class=_Parser)
+    commands.add_parser("status", help="say what runs where and why: the text for bug reports")
+    demo_parser = commands.add_parser("demo", help="run the main job on a recording, fused against reference")
+    try:
+        if argv[:1] == ["demo"]:
+            # Only here: it imports plotting and progress bars, which the package does not depend on.
+            from evkernels import demo
+
+            demo.add_arguments(demo_parser)
+        arguments = parser.parse_args(argv)
+        if arguments.command == "demo":
+            return demo.run(arguments)
+        if arguments.command == "status":
+            from evkernels import status
+
+            print(status())
+        else:
+            parser.print_help()
+    except ImportError as error:
+        return _fail(f"{error} (the demo needs the packages of `pip install evkernels[demo,io]`)")
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"evkernels: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
