@@ -69,7 +69,7 @@ class GruContract:
 
     @pytest.mark.parametrize("narrow", NARROW)
     def test_wide_state_beside_narrow_gates(self, backend, narrow):
-        """h in float32: the state that comes back is float32 too, everything else has the gates' dtype."""
+        """H in float32: the state that comes back is float32 too, everything else has the gates' dtype."""
         arguments = self.sample(2, 17, 3, 5, dtype=narrow, state_dtype=torch.float32)
         result = self.op(*(to(value, device=backend.device) for value in arguments))
         expected = self.eager(*arguments)
@@ -163,7 +163,9 @@ class TestGruGates(GruContract, DifferentiableOpContract):
     )
     def test_rejects_dtypes(self, x_gates, h_gates, h, message):
         with pytest.raises(TypeError, match=message):
-            ops.gru_gates(torch.zeros(2, 9, dtype=x_gates), torch.zeros(2, 9, dtype=h_gates), torch.zeros(2, 3, dtype=h))
+            ops.gru_gates(
+                torch.zeros(2, 9, dtype=x_gates), torch.zeros(2, 9, dtype=h_gates), torch.zeros(2, 3, dtype=h)
+            )
 
     def test_rejects_other_types_and_devices(self):
         with pytest.raises(TypeError, match=r"h must be a torch.Tensor, got list"):
@@ -208,7 +210,10 @@ class TestGruUpdate(GruContract, DifferentiableOpContract):
 
     @pytest.mark.parametrize(
         ("z", "n", "message"),
-        [((2, 4), (2, 3), r"z must be \[N, C, ...\].*\(2, 3\)"), ((2, 3), (2, 1), r"n must be .*\(2, 3\), got \(2, 1\)")],
+        [
+            ((2, 4), (2, 3), r"z must be \[N, C, ...\].*\(2, 3\)"),
+            ((2, 3), (2, 1), r"n must be .*\(2, 3\), got \(2, 1\)"),
+        ],
     )
     def test_rejects_shapes(self, z, n, message):
         with pytest.raises(ValueError, match=message):

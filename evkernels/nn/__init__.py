@@ -1,9 +1,19 @@
-"""Drop-in modules: parameters, convolutions and calls of `evkernels.ops`, no arithmetic of their own.
+"""Drop-in modules: parameters, convolutions and op calls; state-dict keys are those of the published layers."""
 
-State-dict keys are those of the published originals, so that their checkpoints load.
-"""
-
+from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
+from evkernels.nn.histogram import StackedHistogram
+from evkernels.nn.normalization import EventNormalization, event_normalization
+from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 
-__all__ = ["ConvGRUCell", "ConvLSTMCell"]
+__all__ = [
+    "ChannelAttention",
+    "ConvGRUCell",
+    "ConvLSTMCell",
+    "EventNormalization",
+    "SeparableBlock",
+    "SeparableConv2d",
+    "StackedHistogram",
+    "event_normalization",
+]

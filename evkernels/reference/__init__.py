@@ -4,6 +4,8 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
+from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
 from evkernels.reference.gru_gates import (
     gru_gates,
     gru_gates_backward,
@@ -13,8 +15,13 @@ from evkernels.reference.gru_gates import (
     gru_update_backward,
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 
 __all__ = [
+    "depthwise_conv2d",
+    "depthwise_conv2d_backward",
+    "event_histogram",
+    "event_histogram_kernel",
     "gru_gates",
     "gru_gates_backward",
     "gru_reset",
@@ -23,4 +30,6 @@ __all__ = [
     "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
+    "separable_conv2d_backward",
 ]
