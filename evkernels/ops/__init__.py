@@ -4,8 +4,10 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.lstm_gates import lstm_gates
 
 __all__ = [
+    "event_histogram",
     "lstm_gates",
 ]

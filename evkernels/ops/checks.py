@@ -37,6 +37,14 @@ def check_state_dtype(name: str, state: Tensor, input_name: str, input: Tensor) 
         )
 
 
+def check_int(name: str, value: object, low: int, high: int) -> None:
+    """`value` is an int in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
 def check_permutation(name: str, value: str, letters: str) -> None:
     if sorted(value) != sorted(letters):
         raise ValueError(f"{name} must hold each of the letters of {letters!r} once, got {value!r}")

@@ -4,9 +4,12 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
+    "event_histogram",
+    "event_histogram_kernel",
     "lstm_gates",
     "lstm_gates_backward",
 ]

@@ -1,0 +1,135 @@
+"""Contract of `event_histogram`: documentation, checks, schema and shape rule."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+from evkernels import reference
+from evkernels.ops import checks, registration
+
+INTEGERS = (
+    torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
+)  # fmt: skip
+
+
+def event_histogram(
+    x: Tensor,
+    y: Tensor,
+    t: Tensor,
+    p: Tensor,
+    *,
+    bins: int,
+    height: int,
+    width: int,
+    count_cutoff: int | None = None,
+    offsets: Tensor | None = None,
+    out_of_range: Literal["drop", "raise"] = "drop",
+) -> Tensor:
+    """Events counted per polarity, time bin and pixel: RVT's stacked histogram.
+
+    Equivalent to::
+
+        x, y, t, p = x.long(), y.long(), t.long(), (p > 0).long()
+        since, span = t - t.min(), (t.max() - t.min()).clamp(min=1)
+        b = (since.float() / span.float() * bins).floor().clamp(max=bins - 1).long()
+        cell = ((p * bins + b) * height + y) * width + x
+        counts = torch.bincount(cell, minlength=2 * bins * height * width)
+        histogram = counts.clamp(max=count_cutoff).to(torch.uint8).view(2 * bins, height, width)
+
+    Args:
+        x: Columns [E], any integer dtype, 0 <= x < width.
+        y: Rows [E], any integer dtype, 0 <= y < height.
+        t: Timestamps [E], int64 or int32, in any unit and order. Sorted ones are counted faster, with the same result.
+        p: Polarities [E], bool or any integer dtype: 1 is ON, 0 and -1 are OFF, other values are out of range.
+        bins: Number of time bins, 1 to 2**24. They divide the time from the first to the last event of a window, events
+            out of range included.
+        height: Rows of the sensor.
+        width: Columns of the sensor.
+        count_cutoff: Counters stop at this value, 1 to 255; None means 255.
+        offsets: Cuts a batch of windows out of the events, int64 [B + 1]: window b is events offsets[b] to
+            offsets[b + 1]. Starts with 0, ends with E, never decreases. None means one window and no batch dimension.
+        out_of_range: "drop" leaves events out of range out. "raise" raises; on a GPU it waits for the result.
+
+    Returns:
+        uint8 [2*bins, height, width], or [B, 2*bins, height, width] with `offsets`: the bins of OFF events first, then
+        those of ON events. Zeros where a window has no events. Contiguous, never aliases the inputs.
+
+    Raises:
+        TypeError: if an argument is of another type or dtype.
+        ValueError: if shapes or devices disagree, a number is out of its bounds, `offsets` is no partition (on a GPU
+            only looked at with out_of_range="raise"; a wrong one gives wrong counts, never an invalid access), or with
+            out_of_range="raise" if an event is out of range.
+
+    Deterministic; the same result for every backend and number of threads. Not differentiable. Times are subtracted as
+    int64 and divided in float32 in RVT's order of operations, so that every event falls into RVT's bin. RVT counts
+    in uint8 and wraps at 256, or in int16 at 32768; these counters stop at `count_cutoff`. Contiguous inputs are read in
+    place, others are copied first. Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598), `StackedHistogram`.
+    """
+    cutoff = 255 if count_cutoff is None else count_cutoff
+    _check_events(x, y, t, p)
+    for name, value, limit in (("bins", bins, 2**24), ("height", height, 2**31 - 1), ("width", width, 2**31 - 1)):
+        checks.check_int(name, value, 1, limit)
+    checks.check_int("count_cutoff", cutoff, 1, 255)
+    if out_of_range not in ("drop", "raise"):
+        raise ValueError(f'out_of_range must be "drop" or "raise", got {out_of_range!r}')
+    if offsets is not None:
+        _check_offsets(offsets, x, look=out_of_range == "raise")
+    histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff)
+    if out_of_range == "raise" and dropped.item():
+        raise ValueError(_describe_out_of_range(dropped.item(), x, y, p, height, width))
+    return histogram
+
+
+def _check_events(x: Tensor, y: Tensor, t: Tensor, p: Tensor) -> None:
+    checks.check_tensor("x", x, INTEGERS)
+    checks.check_tensor("y", y, INTEGERS)
+    checks.check_tensor("t", t, (torch.int64, torch.int32))
+    checks.check_tensor("p", p, (torch.bool, *INTEGERS))
+    if x.dim() != 1:
+        raise ValueError(f"x must be [E] with one dimension, got {tuple(x.shape)}")
+    for name, column in (("y", y), ("t", t), ("p", p)):
+        checks.check_shape(name, column, x.shape, "[E] like x")
+        checks.check_same_device(name, column, "x", x)
+
+
+def _check_offsets(offsets: Tensor, x: Tensor, look: bool) -> None:
+    checks.check_tensor("offsets", offsets, (torch.int64,))
+    checks.check_same_device("offsets", offsets, "x", x)
+    if offsets.dim() != 1 or offsets.numel() == 0:
+        raise ValueError(f"offsets must be [B + 1] with one dimension, got {tuple(offsets.shape)}")
+    # Values cannot be looked at while a graph is traced; the CPU kernel checks them again.
+    if torch.compiler.is_compiling() or is_fake(offsets) or not (offsets.is_cpu or look):
+        return
+    first, last, steps = offsets[0].item(), offsets[-1].item(), offsets.diff()
+    if first != 0 or last != x.numel():
+        raise ValueError(f"offsets must start at 0 and end at E = {x.numel()}, got {first} and {last}")
+    if (steps < 0).any():
+        where = int((steps < 0).nonzero()[0])
+        raise ValueError(f"offsets must never decrease, got {offsets[where : where + 2].tolist()} at {where}")
+
+
+def _describe_out_of_range(dropped: int, x: Tensor, y: Tensor, p: Tensor, height: int, width: int) -> str:
+    limits = {"x": (x, f"0 <= x < width = {width}"), "y": (y, f"0 <= y < height = {height}"), "p": (p, "p in -1, 0, 1")}
+    parts = []
+    for name, (column, expected) in limits.items():
+        low, high = (value.item() for value in column.to(torch.int64).aminmax())
+        parts.append(f"{expected}, got {name} from {low} to {high}")
+    return f"{dropped} of {x.numel()} events are out of range: x, y, p must be within {'; '.join(parts)}"
+
+
+def _fake(x, y, t, p, offsets, bins, height, width, count_cutoff):
+    windows = () if offsets is None else (offsets.shape[0] - 1,)
+    return (
+        torch.empty((*windows, 2 * bins, height, width), dtype=torch.uint8, device=x.device),
+        torch.empty((), dtype=torch.int64, device=x.device),
+    )
+
+
+_forward = registration.define(
+    "event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, Tensor? offsets, SymInt bins, SymInt height, SymInt width,"
+    " int count_cutoff) -> (Tensor histogram, Tensor dropped)",
+    reference=reference.event_histogram_kernel,
+    fake=_fake,
+)

@@ -1,0 +1,47 @@
+"""Definition of the stacked event histogram in plain PyTorch: exact counts in int32, clamped at the end."""
+
+import torch
+from torch import Tensor
+
+
+def event_histogram(
+    x, y, t, p, *, bins, height, width, count_cutoff=None, offsets=None, out_of_range="drop"
+) -> Tensor:
+    cutoff = 255 if count_cutoff is None else count_cutoff
+    histogram, dropped = event_histogram_kernel(x, y, t, p, offsets, bins, height, width, cutoff)
+    if out_of_range == "raise" and dropped:
+        raise ValueError(f"{int(dropped)} events are out of range")
+    return histogram
+
+
+def event_histogram_kernel(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, bins: int, height: int, width: int, cutoff: int
+) -> tuple[Tensor, Tensor]:
+    """The histogram and the number of dropped events []."""
+    x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
+    window = window_of_event(t, offsets)
+    windows = 1 if offsets is None else offsets.numel() - 1
+    limits = torch.iinfo(torch.int64)
+    first = t.new_full((windows,), limits.max).scatter_reduce(0, window, t, "amin")
+    last = t.new_full((windows,), limits.min).scatter_reduce(0, window, t, "amax")
+
+    # The order of these float32 operations decides which bin an event on a border falls into.
+    span = (last - first).clamp(min=1)[window].float()
+    time_bin = ((t - first[window]).float() / span * bins).floor().clamp(0, bins - 1).long()
+
+    valid = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (p >= -1) & (p <= 1)
+    cell = (((2 * window + (p > 0)) * bins + time_bin) * height + y) * width + x
+    cells = windows * 2 * bins * height * width
+    # Dropped events are counted in one cell too many.
+    counts = torch.zeros(cells + 1, dtype=torch.int32, device=x.device)
+    counts.scatter_add_(0, torch.where(valid, cell, cells), torch.ones_like(cell, dtype=torch.int32))
+    shape = (2 * bins, height, width) if offsets is None else (windows, 2 * bins, height, width)
+    return counts[:cells].clamp(max=cutoff).to(torch.uint8).view(shape), (~valid).sum()
+
+
+def window_of_event(t: Tensor, offsets: Tensor | None) -> Tensor:
+    """Index of the window that each event belongs to, int64 [E]."""
+    if offsets is None:
+        return torch.zeros_like(t, dtype=torch.int64)
+    events = torch.arange(t.numel(), device=t.device)
+    return torch.bucketize(events, offsets[1:], right=True).clamp(max=max(offsets.numel() - 2, 0))
