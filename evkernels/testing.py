@@ -38,7 +38,7 @@ def assert_matches(actual, exact, eager, what: str = "result") -> None:
     """`actual` is at most twice as far from `exact` (float64) as `eager` (in the kernel's dtype), plus one unit.
 
     Shapes and dtypes must be those of `eager`; NaN and infinities must stand where `eager` has them. Tuples are
-    compared element by element. In float64 `exact` is itself rounded at every operation, so eight units are allowed
+    compared element by element, integers must be equal. In float64 `exact` is itself rounded at every operation, so eight units are allowed
     there.
     """
     if isinstance(eager, tuple | list):
@@ -48,6 +48,10 @@ def assert_matches(actual, exact, eager, what: str = "result") -> None:
         return
     assert actual.shape == eager.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(eager.shape)}"
     assert actual.dtype == eager.dtype, f"{what}: dtype {actual.dtype}, expected {eager.dtype}"
+    if not eager.dtype.is_floating_point:
+        wrong = actual.cpu() != eager.cpu()
+        assert not wrong.any(), f"{what}: differs at {wrong.nonzero()[:3].tolist()}, {int(wrong.sum())} places in all"
+        return
     unit = torch.finfo(eager.dtype).eps * (8 if eager.dtype == torch.float64 else 1)
     actual, exact, eager = (value.detach().to("cpu", torch.float64) for value in (actual, exact, eager))
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -63,7 +63,7 @@ def _why_not_isa(isa: str) -> str | None:
 def activated(name: str) -> Iterator[Backend]:
     """Ops run on the named backend inside this context."""
     if name == "cuda-emulated":
-        emulation.load()
+        emulation.load(sanitize=os.environ.get("EVKERNELS_SANITIZE") == "1")
         backends.add_backend(name, "cpu", _emulated_kernel)
     isa = name.removeprefix("cpu-") if name.startswith("cpu-") else None
     with backends.use_backend("cpu" if isa else name):

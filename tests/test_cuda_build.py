@@ -22,6 +22,12 @@ def test_compiles_without_spills(unit):
     assert {name: spill for name, spill in spills.items() if spill != (0, 0)} == {}
 
 
+def test_packs_move_in_one_instruction():
+    ptx = build.compile_ptx(build.HERE / "faults_nvcc.cu", CUDA_HOME)
+    kernel = re.search(r"\.entry \w*copy_kernel.*?\n}", ptx, re.DOTALL).group()
+    assert re.findall(r"(?:ld|st)\.global[.\w]*", kernel) == ["ld.global.nc.v4.u32", "st.global.cs.v4.u32"]
+
+
 def test_resources_sees_spills():
     report = (
         "ptxas info    : Compiling entry function 'k' for 'sm_80'\n"

@@ -20,6 +20,7 @@ import torch
 import triton
 from contract import OpContract, registered_calls
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from evkernels import backends, triton_kernels
@@ -57,12 +58,18 @@ def contracts() -> list[OpContract]:
 
 def resources(kernel, architecture: int) -> tuple[int, int]:
     """Registers per thread and bytes spilled, as the assembler reports them."""
-    ptxas = triton.knobs.nvidia.ptxas if architecture < 100 else triton.knobs.nvidia.ptxas_blackwell
     suffix = "a" if architecture >= 90 else ""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(kernel.asm["ptx"])
         file.flush()
-        command = [ptxas.path, "-v", f"--gpu-name=sm_{architecture}{suffix}", file.name, "-o", os.devnull]
+        command = [
+            get_ptxas(architecture).path,
+            "-v",
+            f"--gpu-name=sm_{architecture}{suffix}",
+            file.name,
+            "-o",
+            os.devnull,
+        ]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = max(int(count) for count in re.findall(r"Used (\d+) registers", report))
     return registers, sum(int(count) for count in re.findall(r"(\d+) bytes spill", report))
@@ -81,7 +88,9 @@ def main(architecture: int) -> None:
 
     triton.runtime.jit.JITFunction.__getitem__ = compile_instead
     for contract in contracts():
-        for dtype in [dtype for dtype in contract.dtypes if dtype in (torch.float32, torch.bfloat16)] or contract.dtypes[:1]:
+        for dtype in [
+            dtype for dtype in contract.dtypes if dtype in (torch.float32, torch.bfloat16)
+        ] or contract.dtypes[:1]:
             for layout in [layout for layout in ("contiguous", "channels_last") if layout in contract.layouts]:
                 with backends.use_backend("reference"):
                     arguments = contract.samples(dtype, layout, large=False)[0]

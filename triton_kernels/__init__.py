@@ -4,9 +4,11 @@ Installed as `evkernels.triton_kernels`. Importing it needs triton; with TRITON_
 tensors.
 """
 
+from evkernels.triton_kernels.event_histogram import event_histogram
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 
 __all__ = [
+    "event_histogram",
     "lstm_gates",
     "lstm_gates_backward",
 ]

@@ -24,7 +24,7 @@ struct Task {
   bool is_unsorted = false;
 };
 
-template <class Index, class T>
+template <class T>
 int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape, const std::vector<int64_t>& offsets,
              uint8_t* out) {
   const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
@@ -45,7 +45,7 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
   };
   torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
     for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
-      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, Index{}, t, events, shape, offsets[w], offsets[w + 1],
+      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, t, events, shape, offsets[w], offsets[w + 1],
                                          first_bin, last_bin, out + w * window_size, task.dropped);
     });
   });
@@ -58,7 +58,7 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
     torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
       for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
         if (!is_unsorted[w]) return;
-        EVKERNELS_CALL(fill_unsorted, Index{}, t, events, shape, offsets[w], offsets[w + 1], first_bin,
+        EVKERNELS_CALL(fill_unsorted, t, events, shape, offsets[w], offsets[w + 1], first_bin,
                        last_bin, out + w * window_size, task.dropped);
       });
     });
@@ -70,10 +70,6 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
 
 std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
                                            int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
-  x = in_layout(x, MemoryFormat::Contiguous);
-  y = in_layout(y, MemoryFormat::Contiguous);
-  t = in_layout(t, MemoryFormat::Contiguous);
-  p = in_layout(p, MemoryFormat::Contiguous);
   const EventColumns events = event_columns(x, y, t, p);
   const HistogramShape shape = histogram_shape(bins, height, width, cutoff);
   std::vector<int64_t> window_offsets{0, x.numel()};
@@ -85,16 +81,15 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
                         std::is_sorted(window_offsets.begin(), window_offsets.end()),
                     "offsets must start at 0, end at the number of events and never decrease");
   }
-  Tensor histogram = empty_histogram(x, offsets, shape);
+  Tensor histogram =
+      torch::stable::empty(histogram_sizes(offsets, shape), ScalarType::Byte, std::nullopt, x.device());
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
-  const auto fill_by_index = [&](auto time) {
+  const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
-    const bool is_small = 2 * bins * height <= INT32_MAX / width;
-    return (is_small ? fill<int32_t, T> : fill<int64_t, T>)(data<T>(t), events, shape, window_offsets,
-                                                            mutable_data<uint8_t>(histogram));
+    return fill(data<T>(t), events, shape, window_offsets, mutable_data<uint8_t>(histogram));
   };
   *mutable_data<int64_t>(dropped) =
-      events.t_type == IntType::kInt64 ? fill_by_index(Type<int64_t>{}) : fill_by_index(Type<int32_t>{});
+      events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
   return {histogram, dropped};
 }
 

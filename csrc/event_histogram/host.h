@@ -33,10 +33,11 @@ inline IntType int_type(const Tensor& column) {
   }
 }
 
-// The tensors must outlive the columns and be contiguous.
-inline EventColumns event_columns(const Tensor& x, const Tensor& y, const Tensor& t, const Tensor& p) {
-  for (const Tensor* column : {&x, &y, &t, &p}) {
+// Replaces the tensors by contiguous ones where they are not; they must outlive the columns.
+inline EventColumns event_columns(Tensor& x, Tensor& y, Tensor& t, Tensor& p) {
+  for (Tensor* column : {&x, &y, &t, &p}) {
     STD_TORCH_CHECK(column->dim() == 1 && column->numel() == x.numel(), "x, y, t and p must be [E] each");
+    *column = in_layout(*column, MemoryFormat::Contiguous);
   }
   const EventColumns events{x.const_data_ptr(), y.const_data_ptr(), t.const_data_ptr(), p.const_data_ptr(),
                             int_type(x),        int_type(y),        int_type(t),        int_type(p)};
@@ -59,10 +60,11 @@ inline int64_t window_count(const std::optional<Tensor>& offsets) {
   return offsets->numel() - 1;
 }
 
-inline Tensor empty_histogram(const Tensor& x, const std::optional<Tensor>& offsets, const HistogramShape& shape) {
+// Without offsets there is no batch dimension.
+inline std::vector<int64_t> histogram_sizes(const std::optional<Tensor>& offsets, const HistogramShape& shape) {
   std::vector<int64_t> sizes{2 * shape.bins, shape.height, shape.width};
   if (offsets.has_value()) sizes.insert(sizes.begin(), window_count(offsets));
-  return torch::stable::empty(sizes, ScalarType::Byte, std::nullopt, x.device());
+  return sizes;
 }
 
 }  // namespace evkernels

@@ -6,8 +6,8 @@
 // are cleared right before they are filled, while they fit in the level-2 cache.
 //
 // Columns are brought to int32, and to pixel indices, in blocks that stay in the level-1 cache; that vectorises for
-// every integer type, where a scalar loop specialised by type lost by 1.5 times. Index is int32_t or, for
-// histograms of more than 2^31 cells, int64_t.
+// every integer type, where a scalar loop specialised by type lost by 1.5 times.
+// 32-bit cell indices for small histograms and prefetching gained nothing measurable.
 
 #include "event_histogram/math.inl"
 
@@ -64,9 +64,8 @@ static void read_polarities(const T* __restrict__ column, int64_t count, int32_t
 }
 
 // Cells relative to the first plane of bin 0, -1 for events outside the sensor; returns how many those are.
-template <class Index>
 static int64_t read_cells(const EventColumns& events, const HistogramShape& shape, int64_t first, int64_t count,
-                          Index* __restrict__ cell) {
+                          int64_t* __restrict__ cell) {
   int32_t x[kBlock], y[kBlock], p[kBlock];
   const auto read_x = [&](auto column) __attribute__((always_inline)) {
     read_coordinates(column, count, shape.width, x);
@@ -78,18 +77,17 @@ static int64_t read_cells(const EventColumns& events, const HistogramShape& shap
   with_type(events.x_type, events.x, first, read_x);
   with_type(events.y_type, events.y, first, read_y);
   with_type(events.p_type, events.p, first, read_p);
-  const Index width = (Index)shape.width, on = (Index)(shape.bins * shape.height * shape.width);
+  const int64_t on = shape.bins * shape.height * shape.width;
   int32_t outside = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int32_t invalid = (x[k] | y[k] | p[k]) >> 31;  // 0 or -1
-    cell[k] = invalid ? (Index)-1 : (Index)y[k] * width + (Index)x[k] + (p[k] ? on : (Index)0);
+    cell[k] = invalid ? -1 : y[k] * shape.width + x[k] + p[k] * on;
     outside -= invalid;
   }
   return outside;
 }
 
-template <class Index>
-EVKERNELS_INLINE void increment(uint8_t* __restrict__ counters, const Index* __restrict__ cell, int64_t count,
+EVKERNELS_INLINE void increment(uint8_t* __restrict__ counters, const int64_t* __restrict__ cell, int64_t count,
                                 bool has_gaps, uint8_t cutoff) {
   if (has_gaps) {
     for (int64_t k = 0; k < count; ++k) {
@@ -130,11 +128,11 @@ EVKERNELS_INLINE bool is_sorted(const T* __restrict__ t, int64_t count) {
 
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
 // state, if a timestamp met on the way is smaller than its predecessor.
-template <class Index, class T>
-static bool fill_sorted(Index, const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
+template <class T>
+static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
                         int64_t first_bin, int64_t last_bin, uint8_t* window, int64_t& dropped) {
   const int64_t plane = shape.height * shape.width;
-  Index cell[kBlock];
+  int64_t cell[kBlock];
   const int64_t t0 = begin < end ? t[begin] : 0;
   const int64_t difference = begin < end ? wrapping_difference(t[end - 1], t0) : 0;
   if (difference < 0) return false;
@@ -158,8 +156,8 @@ static bool fill_sorted(Index, const T* t, EventColumns events, HistogramShape s
 }
 
 // The same for events in any order: reads all of them twice and counts those of its own bins.
-template <class Index, class T>
-static void fill_unsorted(Index, const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
+template <class T>
+static void fill_unsorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
                           int64_t first_bin, int64_t last_bin, uint8_t* window, int64_t& dropped) {
   T t0 = begin < end ? t[begin] : 0, t1 = t0;
   for (int64_t k = begin; k < end; ++k) {
@@ -170,7 +168,7 @@ static void fill_unsorted(Index, const T* t, EventColumns events, HistogramShape
   const float span = (float)(difference > 1 ? difference : 1);
   const float bins = (float)shape.bins;
   const int64_t plane = shape.height * shape.width;
-  Index cell[kBlock];
+  int64_t cell[kBlock];
   int32_t bin[kBlock];
   clear_planes(window, shape, first_bin, last_bin);
   for (int64_t event = begin; event < end; event += kBlock) {
@@ -181,7 +179,7 @@ static void fill_unsorted(Index, const T* t, EventColumns events, HistogramShape
     for (int64_t k = 0; k < count; ++k) {
       const bool own = bin[k] >= first_bin && bin[k] < last_bin;
       dropped += own && cell[k] < 0;
-      cell[k] = own && cell[k] >= 0 ? cell[k] + (Index)bin[k] * (Index)plane : (Index)-1;
+      cell[k] = own && cell[k] >= 0 ? cell[k] + bin[k] * plane : -1;
       has_gaps |= cell[k] < 0;
     }
     increment(window, cell, count, has_gaps, shape.cutoff);

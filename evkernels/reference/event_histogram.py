@@ -21,10 +21,7 @@ def event_histogram_kernel(
     x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
     window = window_of_event(t, offsets)
     windows = 1 if offsets is None else offsets.numel() - 1
-    limits = torch.iinfo(torch.int64)
-    first = t.new_full((windows,), limits.max).scatter_reduce(0, window, t, "amin")
-    last = t.new_full((windows,), limits.min).scatter_reduce(0, window, t, "amax")
-
+    first, last = window_times(t, window, windows)
     # The order of these float32 operations decides which bin an event on a border falls into.
     span = (last - first).clamp(min=1)[window].float()
     time_bin = ((t - first[window]).float() / span * bins).floor().clamp(0, bins - 1).long()
@@ -37,6 +34,13 @@ def event_histogram_kernel(
     counts.scatter_add_(0, torch.where(valid, cell, cells), torch.ones_like(cell, dtype=torch.int32))
     shape = (2 * bins, height, width) if offsets is None else (windows, 2 * bins, height, width)
     return counts[:cells].clamp(max=cutoff).to(torch.uint8).view(shape), (~valid).sum()
+
+
+def window_times(t: Tensor, window: Tensor, windows: int) -> tuple[Tensor, Tensor]:
+    """First and last time of every window [B], anything where it has no events."""
+    limits = torch.iinfo(t.dtype)
+    first = t.new_full((windows,), limits.max).scatter_reduce(0, window, t, "amin")
+    return first, t.new_full((windows,), limits.min).scatter_reduce(0, window, t, "amax")
 
 
 def window_of_event(t: Tensor, offsets: Tensor | None) -> Tensor:

@@ -29,9 +29,9 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020d000000000000ULL", "-DTORCH_STABLE_ONLY"
 # No contraction: nvcc's __fmul_rn and friends promise it, and results stay the same on every processor.
 CXX_FLAGS = ["-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
 CXX_FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DEVKERNELS_EMULATE"]
-# Recoverable address errors let one process report several: ASAN_OPTIONS=halt_on_error=0.
-SANITIZE_FLAGS = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fsanitize-recover=address"]
-SANITIZE_FLAGS += ["-fno-sanitize-recover=undefined"]
+# Recoverable, so that the environment decides whether the first error ends the process.
+SANITIZE_FLAGS = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+SANITIZE_FLAGS += ["-fsanitize-recover=address,undefined"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v,-warn-spills", *DEFINES]
 ARCHITECTURES = ("80", "90", "100")
 
@@ -89,12 +89,14 @@ def evkernels_schemas() -> list[str]:
     return sorted(schemas)
 
 
-def sanitizer_environment() -> dict[str, str]:
+def sanitizer_environment(halt_on_error: bool = True) -> dict[str, str]:
     """Environment in which a Python process can load a sanitized library."""
     # libstdc++ comes along, because the sanitizer resolves __cxa_throw before torch brings it in.
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     found = [run(["g++", f"-print-file-name={name}"]).strip() for name in names]
-    return {**os.environ, "LD_PRELOAD": ":".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+    halt = f"halt_on_error={int(halt_on_error)}"
+    options = {"ASAN_OPTIONS": f"detect_leaks=0:{halt}", "UBSAN_OPTIONS": f"print_stacktrace=1:{halt}"}
+    return {**os.environ, **options, "LD_PRELOAD": ":".join(found)}
 
 
 def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
@@ -111,7 +113,7 @@ def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
         command = ["g++", "-shared", *(["-fsanitize=address,undefined"] if sanitize else []), *map(str, objects)]
         command += [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
         # Content-addressed, because a library that a process has loaded must not be overwritten.
-        key = digest([*command, *(target.with_suffix(".key").read_text() for target in objects)], [])
+        key = digest([*command, *(Path(f"{target}.key").read_text() for target in objects)], [])
         library = folder / f"{name}-{key[:16]}.so"
         if not library.exists():
             for stale in folder.glob("*.so"):
@@ -133,6 +135,16 @@ def compile_cuda(unit: Path, cuda_home: Path) -> str:
         )
 
 
+def compile_ptx(unit: Path, cuda_home: Path) -> str:
+    """Compiles one CUDA source to PTX, the assembly text that is common to all architectures."""
+    folder = ROOT / "build" / "cuda_check"
+    target = folder / f"{unit.parent.name}-{unit.stem}.ptx"
+    with locked(folder):
+        nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, f"-arch=compute_{ARCHITECTURES[0]}", *INCLUDES]
+        compile_cached([*nvcc, "-ptx", str(unit)], target)
+        return target.read_text()
+
+
 def find_cuda_home() -> Path | None:
     """The CUDA toolkit: nvcc together with its headers. A wrapper script on PATH alone does not count."""
     nvcc = shutil.which("nvcc")
@@ -146,10 +158,10 @@ def find_cuda_home() -> Path | None:
 
 def compile_cached(command: list[str], target: Path) -> str:
     """Runs a compiler unless ``target`` is up to date; returns its messages, those of the first time if it is."""
-    dependencies, key_file, log = (target.with_suffix(suffix) for suffix in (".d", ".key", ".log"))
-    if target.exists() and dependencies.exists() and key_file.exists():
-        if key_file.read_text() == digest(command, included_files(dependencies)):
-            return log.read_text()
+    dependencies, key_file, log = (Path(f"{target}{suffix}") for suffix in (".d", ".key", ".log"))
+    complete = target.exists() and dependencies.exists() and key_file.exists()
+    if complete and key_file.read_text() == digest(command, included_files(dependencies)):
+        return log.read_text()
     key_file.unlink(missing_ok=True)
     messages = run([*command, "-MD", "-MF", str(dependencies), "-o", str(target)])
     log.write_text(messages)

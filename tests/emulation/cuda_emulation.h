@@ -6,8 +6,8 @@
 // kept for cudaGetLastError).
 //
 // Static `__shared__` variables become `static`: one copy, as one block runs at a time. They keep what the block before
-// left there (zeros at first), as there is no portable way to find and poison them; dynamic shared memory is filled with
-// 0xFF before each block. The compiler does not see the 48 KiB limit of static shared memory: nvcc checks it.
+// left there (zeros at first), as there is no portable way to find and poison them; dynamic shared memory is filled
+// with 0xFF before each block. The compiler does not see the 48 KiB limit of static shared memory: nvcc checks it.
 #pragma once
 
 #include <bit>
@@ -208,11 +208,11 @@ T atomic(T* address, Update update) {
 
 }  // namespace cuda_emulation
 
-#define EVKERNELS_EMULATED_ATOMIC(name, expression, ...)                                                         \
-  template <class T>                                                                                             \
-  T name(T* address, std::type_identity_t<T> value) {                                                            \
-    static_assert(cuda_emulation::kIsOneOf<T, __VA_ARGS__>, #name " does not exist in CUDA for this type");      \
-    return cuda_emulation::atomic(address, [value](T old) { return static_cast<T>(expression); });               \
+#define EVKERNELS_EMULATED_ATOMIC(name, expression, ...)                                                    \
+  template <class T>                                                                                        \
+  T name(T* address, std::type_identity_t<T> value) {                                                       \
+    static_assert(cuda_emulation::kIsOneOf<T, __VA_ARGS__>, #name " does not exist in CUDA for this type"); \
+    return cuda_emulation::atomic(address, [value](T old) { return static_cast<T>(expression); });          \
   }
 EVKERNELS_EMULATED_ATOMIC(atomicAdd, old + value, int, unsigned, unsigned long long, float, double)
 EVKERNELS_EMULATED_ATOMIC(atomicSub, old - value, int, unsigned)
@@ -220,7 +220,7 @@ EVKERNELS_EMULATED_ATOMIC(atomicExch, ((void)old, value), int, unsigned, unsigne
 EVKERNELS_EMULATED_ATOMIC(atomicMax, old < value ? value : old, int, unsigned, long long, unsigned long long)
 EVKERNELS_EMULATED_ATOMIC(atomicMin, value < old ? value : old, int, unsigned, long long, unsigned long long)
 EVKERNELS_EMULATED_ATOMIC(atomicOr, old | value, int, unsigned, unsigned long long)
-EVKERNELS_EMULATED_ATOMIC(atomicAnd, old & value, int, unsigned, unsigned long long)
+EVKERNELS_EMULATED_ATOMIC(atomicAnd, old& value, int, unsigned, unsigned long long)
 EVKERNELS_EMULATED_ATOMIC(atomicXor, old ^ value, int, unsigned, unsigned long long)
 #undef EVKERNELS_EMULATED_ATOMIC
 

@@ -19,9 +19,12 @@ void block_sum(const Tensor& x, const Tensor& sums, std::int64_t fault) {
   const dim3 grid = grid_dimensions(sums.numel());
   const int* const in = pointer<int>(x);
   int* const out = pointer<int>(sums);
-  if (fault == 1) EVKERNELS_LAUNCH((block_sum_kernel<Fault::kFirst>), grid, kThreads, 0, nullptr, in, out);
-  else if (fault == 2) EVKERNELS_LAUNCH((block_sum_kernel<Fault::kSecond>), grid, kThreads, 0, nullptr, in, out);
-  else EVKERNELS_LAUNCH((block_sum_kernel<Fault::kNone>), grid, kThreads, 0, nullptr, in, out);
+  if (fault == 1)
+    EVKERNELS_LAUNCH((block_sum_kernel<Fault::kFirst>), grid, kThreads, 0, nullptr, in, out);
+  else if (fault == 2)
+    EVKERNELS_LAUNCH((block_sum_kernel<Fault::kSecond>), grid, kThreads, 0, nullptr, in, out);
+  else
+    EVKERNELS_LAUNCH((block_sum_kernel<Fault::kNone>), grid, kThreads, 0, nullptr, in, out);
 }
 
 void early_return(const Tensor& out, std::int64_t count) {
@@ -30,20 +33,39 @@ void early_return(const Tensor& out, std::int64_t count) {
 
 void operations(const Tensor& out, std::int64_t fault) {
   int* const rows = pointer<int>(out);
-  if (fault == 1) EVKERNELS_LAUNCH((operations_kernel<Fault::kFirst>), 1, 64, 0, nullptr, rows);
-  else if (fault == 2) EVKERNELS_LAUNCH((operations_kernel<Fault::kSecond>), 1, 64, 0, nullptr, rows);
-  else if (fault == 3) EVKERNELS_LAUNCH((operations_kernel<Fault::kThird>), 1, 64, 0, nullptr, rows);
-  else EVKERNELS_LAUNCH((operations_kernel<Fault::kNone>), 1, 64, 0, nullptr, rows);
+  if (fault == 1)
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kFirst>), 1, 64, 0, nullptr, rows);
+  else if (fault == 2)
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kSecond>), 1, 64, 0, nullptr, rows);
+  else if (fault == 3)
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kThird>), 1, 64, 0, nullptr, rows);
+  else if (fault == 4)
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kFourth>), 1, 64, 0, nullptr, rows);
+  else
+    EVKERNELS_LAUNCH((operations_kernel<Fault::kNone>), 1, 64, 0, nullptr, rows);
+}
+
+void reverse(const Tensor& x, const Tensor& out, std::int64_t fault) {
+  const int* const in = pointer<int>(x);
+  int* const to = pointer<int>(out);
+  if (fault == 1)
+    EVKERNELS_LAUNCH((reverse_kernel<Fault::kFirst>), 1, kThreads, 0, nullptr, in, to);
+  else
+    EVKERNELS_LAUNCH((reverse_kernel<Fault::kNone>), 1, kThreads, 0, nullptr, in, to);
 }
 
 void rotate(const Tensor& x, const Tensor& out, std::int64_t fault) {
   constexpr std::size_t kShared = kThreads * sizeof(int);
   const int* const in = pointer<int>(x);
   int* const to = pointer<int>(out);
-  if (fault == 1) EVKERNELS_LAUNCH((rotate_kernel<Fault::kFirst>), 1, kThreads, kShared, nullptr, in, to);
-  else if (fault == 2) EVKERNELS_LAUNCH((rotate_kernel<Fault::kSecond>), 1, kThreads, kShared, nullptr, in, to);
-  else if (fault == 3) EVKERNELS_LAUNCH((rotate_kernel<Fault::kThird>), 1, kThreads, kShared, nullptr, in, to);
-  else EVKERNELS_LAUNCH((rotate_kernel<Fault::kNone>), 1, kThreads, kShared, nullptr, in, to);
+  if (fault == 1)
+    EVKERNELS_LAUNCH((rotate_kernel<Fault::kFirst>), 1, kThreads, kShared, nullptr, in, to);
+  else if (fault == 2)
+    EVKERNELS_LAUNCH((rotate_kernel<Fault::kSecond>), 1, kThreads, kShared, nullptr, in, to);
+  else if (fault == 3)
+    EVKERNELS_LAUNCH((rotate_kernel<Fault::kThird>), 1, kThreads, kShared, nullptr, in, to);
+  else
+    EVKERNELS_LAUNCH((rotate_kernel<Fault::kNone>), 1, kThreads, kShared, nullptr, in, to);
 }
 
 void uninitialised(const Tensor& out) {
@@ -63,8 +85,10 @@ void atomics(const Tensor& x, const Tensor& integers, const Tensor& floats, cons
     EVKERNELS_LAUNCH((kernel), grid_for(count), kThreads, 0, nullptr, pointer<int>(x), count, pointer<int>(integers),
                      pointer<float>(floats), pointer<double>(doubles), pointer<unsigned long long>(wide));
   };
-  if (fault == 1) launch(atomics_kernel<Fault::kFirst>);
-  else launch(atomics_kernel<Fault::kNone>);
+  if (fault == 1)
+    launch(atomics_kernel<Fault::kFirst>);
+  else
+    launch(atomics_kernel<Fault::kNone>);
 }
 
 void order(const Tensor& counter, const Tensor& order) {
@@ -90,8 +114,10 @@ void to_float_bits(const Tensor& bits, const Tensor& out, bool half) {
     EVKERNELS_LAUNCH((kernel), grid_for(count), kThreads, 0, nullptr, pointer<std::uint16_t>(bits), pointer<float>(out),
                      count);
   };
-  if (half) launch(to_float_kernel<Half>);
-  else launch(to_float_kernel<BFloat16>);
+  if (half)
+    launch(to_float_kernel<Half>);
+  else
+    launch(to_float_kernel<BFloat16>);
 }
 
 void from_float_bits(const Tensor& x, const Tensor& bits, bool half) {
@@ -100,8 +126,10 @@ void from_float_bits(const Tensor& x, const Tensor& bits, bool half) {
     EVKERNELS_LAUNCH((kernel), grid_for(count), kThreads, 0, nullptr, pointer<float>(x), pointer<std::uint16_t>(bits),
                      count);
   };
-  if (half) launch(from_float_kernel<Half>);
-  else launch(from_float_kernel<BFloat16>);
+  if (half)
+    launch(from_float_kernel<Half>);
+  else
+    launch(from_float_kernel<BFloat16>);
 }
 
 void math(const Tensor& x, const Tensor& out) {
@@ -110,19 +138,23 @@ void math(const Tensor& x, const Tensor& out) {
     using T = decltype(zero);
     EVKERNELS_LAUNCH((kernel), grid_for(count), kThreads, 0, nullptr, pointer<T>(x), pointer<T>(out), count);
   };
-  if (x.element_size() == 8) launch(math_kernel<double>, 0.0);
-  else launch(math_kernel<float>, 0.0f);
+  if (x.element_size() == 8)
+    launch(math_kernel<double>, 0.0);
+  else
+    launch(math_kernel<float>, 0.0f);
 }
 
 STABLE_TORCH_LIBRARY(evkernels_faults, m) {
   m.def("block_sum(Tensor x, Tensor(a!) sums, int fault) -> ()");
   m.def("early_return(Tensor(a!) out, int count) -> ()");
   m.def("operations(Tensor(a!) out, int fault) -> ()");
+  m.def("reverse(Tensor x, Tensor(a!) out, int fault) -> ()");
   m.def("rotate(Tensor x, Tensor(a!) out, int fault) -> ()");
   m.def("uninitialised(Tensor(a!) out) -> ()");
   m.def("copy(Tensor x, Tensor(a!) out) -> ()");
-  m.def("atomics(Tensor x, Tensor(a!) integers, Tensor(b!) floats, Tensor(c!) doubles, Tensor(d!) wide, int fault)"
-        " -> ()");
+  m.def(
+      "atomics(Tensor x, Tensor(a!) integers, Tensor(b!) floats, Tensor(c!) doubles, Tensor(d!) wide, int fault)"
+      " -> ()");
   m.def("order(Tensor(a!) counter, Tensor(b!) order) -> ()");
   m.def("launch_limits(int grid_y, int block_x, int shared_bytes, int granted) -> ()");
   m.def("helper_limits(int x, int y, int z) -> ()");
@@ -135,6 +167,7 @@ STABLE_TORCH_LIBRARY_IMPL(evkernels_faults, CompositeExplicitAutograd, m) {
   m.impl("block_sum", TORCH_BOX(&block_sum));
   m.impl("early_return", TORCH_BOX(&early_return));
   m.impl("operations", TORCH_BOX(&operations));
+  m.impl("reverse", TORCH_BOX(&reverse));
   m.impl("rotate", TORCH_BOX(&rotate));
   m.impl("uninitialised", TORCH_BOX(&uninitialised));
   m.impl("copy", TORCH_BOX(&copy));

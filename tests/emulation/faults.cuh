@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-enum class Fault : int { kNone = 0, kFirst = 1, kSecond = 2, kThird = 3 };
+enum class Fault : int { kNone = 0, kFirst = 1, kSecond = 2, kThird = 3, kFourth = 4 };
 
 // Sum of each block's threads: shuffles inside a warp, shared memory between warps. First fault: no barrier between.
 // Second: the barrier only where a condition that differs within the block holds.
@@ -41,6 +41,7 @@ __global__ void early_return_kernel(int* __restrict__ out, int count) {
 
 // One column per operation, see test_warp_and_block_operations. First fault: half a warp stays away from a shuffle that
 // names all lanes. Second: a lane that is not in its own mask. Third: a width that is no power of two.
+// Fourth: lane 0 names lanes 0 and 1, lane 1 names lanes 0 to 2.
 template <Fault kFault>
 __global__ void operations_kernel(int* __restrict__ out) {
   constexpr unsigned kAll = 0xFFFFFFFFu;
@@ -63,10 +64,21 @@ __global__ void operations_kernel(int* __restrict__ out) {
   if (kFault == Fault::kFirst && lane < 16) __syncwarp();
   if (kFault == Fault::kSecond) __syncwarp(1u);
   if (kFault == Fault::kThird) row[0] = __shfl_sync(kAll, thread, 0, 12);
+  if (kFault == Fault::kFourth) row[0] = __shfl_sync(lane == 0 ? 0x3u : lane == 1 ? 0x7u : ~0x3u, thread, lane);
   row[10] = static_cast<int>(__shfl_sync(kAll, static_cast<double>(thread), lane ^ 1));
   __syncwarp();
   // Of a lane that does not take part: undefined, so anything but a plausible value.
   row[11] = lane < 16 ? __shfl_sync(0x0000FFFFu, thread, 20) : 0;
+}
+
+// Reverses each warp's values through shared memory. First fault: no __syncwarp, as if lanes ran in lockstep.
+template <Fault kFault>
+__global__ void reverse_kernel(const int* __restrict__ x, int* __restrict__ out) {
+  __shared__ int values[kThreads];
+  const int thread = threadIdx.x;
+  values[thread] = x[thread];
+  if (kFault == Fault::kNone) __syncwarp();
+  out[thread] = values[thread ^ 31];
 }
 
 // Rotates a block's values through memory of one element per thread. Faults: one element beyond the end of global
@@ -79,9 +91,11 @@ __global__ void rotate_kernel(const int* __restrict__ x, int* __restrict__ out) 
   const int next = thread + 1;
   dynamic[thread] = x[kFault == Fault::kFirst ? next : next % kThreads];
   __syncthreads();
-  fixed[thread] = dynamic[kFault == Fault::kSecond ? next : next % kThreads];
+  // Through a pointer: an index into the array itself would be caught by the undefined-behaviour sanitizer already.
+  int* const view = fixed;
+  view[thread] = dynamic[kFault == Fault::kSecond ? next : next % kThreads];
   __syncthreads();
-  out[thread] = fixed[kFault == Fault::kThird ? next : next % kThreads];
+  out[thread] = view[kFault == Fault::kThird ? next : next % kThreads];
 }
 
 // What a thread finds in dynamic shared memory that nobody wrote; every block leaves zeros behind.

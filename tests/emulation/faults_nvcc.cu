@@ -9,6 +9,7 @@ void launch_all(int* integers, float* floats, double* doubles, unsigned long lon
   EVKERNELS_LAUNCH((block_sum_kernel<Fault::kNone>), 1, kThreads, 0, stream, integers, integers);
   EVKERNELS_LAUNCH((early_return_kernel), 1, kThreads, 0, stream, integers, kCount);
   EVKERNELS_LAUNCH((operations_kernel<Fault::kNone>), 1, 64, 0, stream, integers);
+  EVKERNELS_LAUNCH((reverse_kernel<Fault::kNone>), 1, kThreads, 0, stream, integers, integers);
   EVKERNELS_LAUNCH((rotate_kernel<Fault::kNone>), 1, kThreads, kThreads * sizeof(int), stream, integers, integers);
   EVKERNELS_LAUNCH((uninitialised_kernel), 1, kThreads, kThreads * sizeof(float), stream, floats);
   EVKERNELS_LAUNCH((copy_kernel), 1, kThreads, 0, stream, floats, floats);

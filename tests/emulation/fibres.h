@@ -67,7 +67,8 @@ class Fibre {
     arrive();
   }
 
-  // Ends the switch on the new stack; tells the fibre just left where its stack lies (the caller's is not known before).
+  // Ends the switch on the new stack; tells the fibre just left where its stack lies (the caller's is not known
+  // before).
   void arrive() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack_, &previous_->stack_, &previous_->stack_bytes_);

@@ -5,9 +5,10 @@
 // EVKERNELS_EMULATION_SEED (default 0): a missing barrier gives a wrong result under some seed. Atomics hand over to
 // another thread now and then, so that check-then-act and compare-and-swap without a retry show as well.
 //
-// A barrier is complete when all live (not returned) threads wait at it; a warp operation when all live lanes of its mask
-// do. When nothing can run and somebody waits, that is reported as an error with the places of all waiting threads.
-// Not modelled: memory ordering, races of plain loads and stores between barriers, blocks that wait for other blocks.
+// A barrier is complete when all live (not returned) threads wait at it; a warp operation when all live lanes of its
+// mask do. When nothing can run and somebody waits, that is reported as an error with the places of all waiting
+// threads. Not modelled: memory ordering, races of plain loads and stores between barriers, blocks that wait for other
+// blocks.
 #pragma once
 
 #include <algorithm>
@@ -64,10 +65,10 @@ struct Thread {
   Wait wait = Wait::kNone;
   const char* operation = nullptr;
   Site site{};
-  std::uint32_t mask = 0;      // lanes named by the warp operation
-  int source_lane = 0;         // lane whose value a shuffle reads
-  std::uint64_t value = 0;     // what this thread contributes: shuffled bits or a predicate
-  std::uint64_t result = 0;    // what it receives: shuffled bits, ballot or number of true predicates
+  std::uint32_t mask = 0;    // lanes named by the warp operation
+  int source_lane = 0;       // lane whose value a shuffle reads
+  std::uint64_t value = 0;   // what this thread contributes: shuffled bits or a predicate
+  std::uint64_t result = 0;  // what it receives: shuffled bits, ballot or number of true predicates
 };
 
 struct Warp {

@@ -1,8 +1,8 @@
 // Host side of the miniature op: tensors to pointers, stream, registration. x and y are contiguous and of one shape.
+#include <torch/csrc/stable/ops.h>
+
 #include "common/cuda_host.h"
 #include "kernels.cuh"
-
-#include <torch/csrc/stable/ops.h>
 
 namespace evkernels {
 namespace {
@@ -28,11 +28,20 @@ torch::stable::Tensor saxpy(double a, const torch::stable::Tensor& x, const torc
     pointers(a, x.data_ptr(), y.data_ptr(), out.data_ptr(), x.numel(), scope.stream());
   };
   switch (x.scalar_type()) {
-    case ScalarType::Float: run(saxpy_pointers<float>); break;
-    case ScalarType::Double: run(saxpy_pointers<double>); break;
-    case ScalarType::Half: run(saxpy_pointers<Half>); break;
-    case ScalarType::BFloat16: run(saxpy_pointers<BFloat16>); break;
-    default: STD_TORCH_CHECK(false, "x must be a floating-point tensor");
+    case ScalarType::Float:
+      run(saxpy_pointers<float>);
+      break;
+    case ScalarType::Double:
+      run(saxpy_pointers<double>);
+      break;
+    case ScalarType::Half:
+      run(saxpy_pointers<Half>);
+      break;
+    case ScalarType::BFloat16:
+      run(saxpy_pointers<BFloat16>);
+      break;
+    default:
+      STD_TORCH_CHECK(false, "x must be a floating-point tensor");
   }
   EVKERNELS_CHECK_LAUNCH();
   return out;

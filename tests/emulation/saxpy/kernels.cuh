@@ -9,9 +9,8 @@ namespace {
 constexpr int kThreads = 128;
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    saxpy_kernel(Compute<T> a, const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ out,
-                 std::int64_t count) {
+__global__ void __launch_bounds__(kThreads) saxpy_kernel(Compute<T> a, const T* __restrict__ x, const T* __restrict__ y,
+                                                         T* __restrict__ out, std::int64_t count) {
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
   if (first >= count) return;
   Packed<T, N> x_pack = load_packed<N>(x + first);

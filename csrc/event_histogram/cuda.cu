@@ -1,0 +1,35 @@
+// Stacked event histograms on CUDA tensors: tensors to pointers, stream, registration. The kernels are in kernels.cuh.
+
+#include "common/cuda_host.h"
+#include "event_histogram/host.h"
+#include "event_histogram/kernels.cuh"
+
+namespace evkernels {
+namespace {
+
+std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                                           int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
+  const EventColumns events = event_columns(x, y, t, p);
+  const HistogramShape shape = histogram_shape(bins, height, width, cutoff);
+  const std::vector<int64_t> sizes = histogram_sizes(offsets, shape);
+  const int64_t count = window_count(offsets);
+  const auto device = x.device();
+  const DeviceScope scope(x);
+  if (offsets.has_value()) offsets = in_layout(*offsets, MemoryFormat::Contiguous);
+  // The kernels clear and swap whole words, so the memory is rounded up to them.
+  const int64_t cells = count * 2 * bins * height * width;
+  Tensor memory = torch::stable::empty({ceil_div(cells, 16) * 16}, ScalarType::Byte, std::nullopt, device);
+  Tensor times = torch::stable::empty({2 * count}, ScalarType::Long, std::nullopt, device);
+  Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, device);
+  long long* const first = reinterpret_cast<long long*>(mutable_data<int64_t>(times));
+  const EventWindows windows{data<int64_t>(offsets), count, first, first + count};
+  launch_event_histogram(events, windows, shape, x.numel(), mutable_data<uint32_t>(memory),
+                         mutable_data<int64_t>(dropped), scope.stream());
+  EVKERNELS_CHECK_LAUNCH();
+  return {torch::stable::view(torch::stable::narrow(memory, 0, 0, cells), sizes), dropped};
+}
+
+}  // namespace
+}  // namespace evkernels
+
+EVKERNELS_CUDA_LIBRARY(m) { m.impl("event_histogram", TORCH_BOX(&evkernels::event_histogram)); }

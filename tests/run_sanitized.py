@@ -1,0 +1,41 @@
+"""Runs pytest with the CPU kernels, and the emulated CUDA kernels, built with the address and undefined-behaviour sanitizers.
+
+Run by test_sanitizers.py in a process that was started with the sanitizers' libraries preloaded. The sanitized library takes
+the place of evkernels._C before the package is imported.
+"""
+
+import os
+import sys
+import types
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["EVKERNELS_SANITIZE"] = "1"
+
+import pytest
+import torch
+from emulation import build
+
+
+def build_cpu_kernels() -> Path:
+    """The CPU kernels as setup.py builds them, but sanitized; one library, compiled where sources changed."""
+    folder = build.ROOT / "build" / "sanitized"
+    flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+    flags += [*build.DEFINES, *build.INCLUDES, *build.SANITIZE_FLAGS]
+    sources = [*sorted((build.ROOT / "csrc").glob("*/cpu.cpp")), build.ROOT / "csrc" / "common" / "isa.cpp"]
+    objects = []
+    with build.locked(folder):
+        for source in sources:
+            objects.append(folder / f"{source.parent.name}-{source.stem}.o")
+            build.compile_cached(["g++", *flags, "-c", str(source)], objects[-1])
+        library = folder / "cpu_kernels.so"
+        link = ["g++", "-shared", "-fsanitize=address,undefined", *map(str, objects), f"-L{build.TORCH / 'lib'}"]
+        build.run([*link, "-ltorch_cpu", "-lc10", "-o", str(library)])
+    return library
+
+
+sys.modules["evkernels._C"] = types.ModuleType("evkernels._C")
+import evkernels.ops  # noqa: E402, F401  (the schemas must exist before the kernels)
+
+torch.ops.load_library(build_cpu_kernels())
+sys.exit(pytest.main(sys.argv[1:]))

@@ -1,0 +1,343 @@
+"""event_histogram: the contract of every op, and what is special to this one."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from contract import OpContract
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evkernels import ops, use_backend
+
+INTEGERS = (
+    torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
+)  # fmt: skip
+
+
+def eager(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
+    """Counts window by window with numpy's unbuffered addition; events out of range are left out."""
+    bounds = [0, x.numel()] if offsets is None else offsets.tolist()
+    x, y, t, p = (column.cpu().numpy().astype(np.int64) for column in (x, y, t, p))
+    counts = np.zeros((len(bounds) - 1, 2, bins, height, width), np.int64)
+    for window, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        if begin == end:
+            continue
+        times = t[begin:end]
+        since = (times - times.min()).astype(np.float32)
+        span = np.float32(max(times.max() - times.min(), 1))
+        time_bin = np.minimum(np.floor(since / span * np.float32(bins)), bins - 1).astype(np.int64)
+        columns = x[begin:end], y[begin:end], p[begin:end]
+        inside = (columns[0] >= 0) & (columns[0] < width) & (columns[1] >= 0) & (columns[1] < height)
+        inside &= np.isin(columns[2], (-1, 0, 1))
+        index = (columns[2] > 0, time_bin, columns[1], columns[0])
+        np.add.at(counts[window], tuple(part[inside].astype(np.int64) for part in index), 1)
+    histogram = torch.from_numpy(np.minimum(counts, 255 if count_cutoff is None else count_cutoff).astype(np.uint8))
+    shape = (2 * bins, height, width)
+    return histogram.view(shape if offsets is None else (len(bounds) - 1, *shape))
+
+
+def fused(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
+    return ops.event_histogram(
+        x, y, t, p, bins=bins, height=height, width=width, count_cutoff=count_cutoff, offsets=offsets
+    )
+
+
+def events(count, height=7, width=9, dtype=torch.int16, start=0, duration=5000, seed=0, ordered=True):
+    """Random x, y in `dtype`, t int64 and p uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, width, (count,), generator=generator).to(dtype)
+    y = torch.randint(0, height, (count,), generator=generator).to(dtype)
+    t = torch.randint(0, duration, (count,), generator=generator) + start
+    p = torch.randint(0, 2, (count,), generator=generator).to(torch.uint8)
+    return x, y, t.sort().values if ordered else t, p
+
+
+def strided(column: Tensor, layout: str) -> Tensor:
+    if layout == "sliced":
+        return torch.cat([column[:1], column])[1:]
+    if layout == "every_second":
+        return torch.stack([column, column], dim=1).flatten()[1::2]
+    if layout == "expanded":
+        return column[:1].expand(column.shape)
+    return column
+
+
+class TestEventHistogram(OpContract):
+    dtypes = INTEGERS
+    layouts = ("contiguous", "sliced", "every_second", "expanded")
+
+    def op(self, *arguments):
+        return fused(*arguments)
+
+    def eager(self, *arguments):
+        return eager(*arguments)
+
+    def samples(self, dtype, layout, large):
+        dtype = torch.int16 if dtype.is_floating_point else dtype
+        samples = []
+        for count, bins, height, width, bounds in (
+            (37, 3, 5, 7, None),
+            (1, 1, 1, 1, None),
+            (600, 2, 4, 3, [0, 0, 211, 212, 600, 600]),
+            (200, 4, 6, 5, None),
+            *[(30_000, 10, 40, 70, [0, 10_000, 29_000, 30_000])] * (large and layout == "contiguous"),
+            *[(50_000, 5, 40, 70, None)] * (large and layout == "contiguous"),
+        ):
+            columns = [strided(column, layout) for column in events(count, height, width, dtype)]
+            samples.append((*columns, bounds and torch.tensor(bounds), bins, height, width))
+        return samples
+
+    def empty_samples(self):
+        none = events(0)
+        return [(*none, None, 3, 2, 4), (*none, torch.tensor([0, 0, 0]), 3, 2, 4), (*none, torch.tensor([0]), 3, 2, 4)]
+
+    @pytest.mark.parametrize("duration", [0, 1, 9, 1000, 10**9, 1_600_000_000_000_000, 2**62])
+    @pytest.mark.parametrize("bins", [1, 10, 64])
+    def test_bins_of_extreme_times(self, backend, bins, duration):
+        """Bin borders, float32 rounding of long durations, times that fill the window unevenly."""
+        generator = torch.Generator().manual_seed(bins)
+        inner = (torch.rand(200, generator=generator, dtype=torch.float64) * duration).long().clamp(0, duration)
+        borders = torch.arange(bins + 1) * (duration // bins)
+        t = torch.cat([inner, borders, torch.tensor([0, duration])]).sort().values + 1_600_000_000_000_000
+        x, y, _, p = events(t.numel(), 1, 3)
+        check(backend, x, y, t, p, None, bins, 1, 3)
+
+    @pytest.mark.parametrize(
+        "t",
+        [
+            [5],
+            [7, 7, 7],
+            [-3, -2, 5],
+            [-(2**63), 2**63 - 1],
+            [-(2**63), 0, 2**63 - 1],
+            [2**63 - 1, -(2**63)],
+            [3, 1, 2],
+            [1, 2, 0],
+        ],
+    )
+    def test_few_events(self, backend, t):
+        """One event, equal times, times beyond 63 bits apart (any bin, no crash), the smallest disorder."""
+        t = torch.tensor(t)
+        x, y, _, p = events(t.numel(), 2, 3)
+        if int(t.max()) - int(t.min()) < 2**63:
+            check(backend, x, y, t, p, None, 4, 2, 3)
+        else:
+            actual = fused(*(v.to(backend.device) for v in (x, y, t, p)), None, 4, 2, 3)
+            assert actual.sum() == t.numel()
+
+    @pytest.mark.parametrize("time_dtype", [torch.int32, torch.int64])
+    def test_unsorted_times_change_nothing(self, backend, time_dtype):
+        count = 300 if backend.is_slow else 20_000
+        x, y, t, p = events(count, 20, 30, start=10**6)
+        t = t.to(time_dtype)
+        expected = eager(x, y, t, p, None, 5, 20, 30)
+        for order in (torch.randperm(count), torch.arange(count).flip(0), swapped(count, 0), swapped(count, count - 2)):
+            shuffled = [column[order].to(backend.device) for column in (x, y, t, p)]
+            assert torch.equal(fused(*shuffled, None, 5, 20, 30).cpu(), expected)
+
+    def test_unsorted_windows_between_sorted_ones(self, backend):
+        count = 900
+        x, y, t, p = events(count, 4, 5)
+        order = torch.cat([torch.arange(300), 300 + torch.randperm(300), torch.arange(600, 900)])
+        check(backend, x[order], y[order], t[order], p[order], torch.tensor([0, 300, 300, 600, 900]), 3, 4, 5)
+
+    @pytest.mark.parametrize("count", [254, 255, 256, 300, 65_537])
+    @pytest.mark.parametrize("cutoff", [None, 1, 10, 254])
+    def test_counters_saturate(self, backend, count, cutoff):
+        """All events but one on the same pixel, where RVT's uint8 counter wraps."""
+        if backend.is_slow and count > 65_536 and cutoff is not None:
+            pytest.skip("65,537 interpreted or emulated events are counted once, without a cutoff")
+        x = torch.full((count,), 2, dtype=torch.uint16)
+        x[-1] = 0
+        y, t = torch.zeros(count, dtype=torch.uint16), torch.arange(count)
+        check(backend, x, y, t, torch.ones(count, dtype=torch.bool), None, 1, 1, 3, cutoff)
+
+    @pytest.mark.parametrize("values", [[0, 1], [-1, 1], [False, True], [0, 1, 2, 3, -2, 127, -128]])
+    def test_polarities(self, backend, values):
+        x, y, t, _ = events(70)
+        for dtype in [torch.bool] if values[1] is True else [torch.int8, torch.int32, torch.int64]:
+            p = torch.tensor(values, dtype=dtype).repeat(70)[:70]
+            check(backend, x, y, t, p, None, 2, 7, 9)
+
+    def test_drops_events_out_of_range(self, backend, dtype):
+        """Coordinates at and beyond both borders, the extremes of their dtype, and 2^32 + 1, which must not wrap."""
+        limits = torch.iinfo(dtype)
+        values = [v for v in (0, 8, 9, 10, 255, 2**32 + 1, -1, -7, limits.min, limits.max) if limits.min <= v]
+        values = [v for v in values if v <= limits.max]
+        pairs = [(a, b) for a in values for b in values] * 3
+        x, y = (torch.tensor(column, dtype=dtype) for column in zip(*pairs, strict=True))
+        t = torch.arange(len(pairs))
+        p = (torch.arange(len(pairs)) % 4).to(torch.int8)
+        for order in (torch.arange(len(pairs)), torch.randperm(len(pairs))):
+            check(backend, by_index(x, order), by_index(y, order), t[order], p[order], None, 3, 9, 9)
+
+    def test_raises_on_events_out_of_range(self, backend):
+        x, y, t, p = (column.to(backend.device) for column in events(100, dtype=torch.int32))
+        arguments = {"bins": 2, "height": 7, "width": 9, "out_of_range": "raise"}
+        assert torch.equal(ops.event_histogram(x, y, t, p, **arguments).cpu(), eager(x, y, t, p, None, 2, 7, 9))
+        x[3], x[50], y[7] = -4, 65534, 7
+        with pytest.raises(ValueError, match=r"3 of 100 events .*width = 9, got x from -4 to 65534.*y from 0 to 7"):
+            ops.event_histogram(x, y, t, p, **arguments)
+        shuffled = torch.randperm(100, device=x.device)
+        with pytest.raises(ValueError, match="3 of 100 events"):
+            ops.event_histogram(x[shuffled], y[shuffled], t[shuffled], p[shuffled], **arguments)
+
+    def test_last_cells_of_large_histograms(self):
+        """Cells beyond 2^31 are addressed in 64 bits."""
+        x, y = torch.tensor([0, 0, 2**15 - 1, 2**15 - 1]), torch.tensor([0, 0, 2**15 + 6, 2**15 + 6])
+        p = torch.tensor([0, 0, 1, 1])
+        for t in (torch.arange(4), torch.tensor([0, 3, 2, 3])):
+            histogram = fused(x, y, t, p, None, 1, 2**15 + 7, 2**15)
+            assert histogram[0, 0, 0] == histogram[1, -1, -1] == 2
+            assert histogram[0, -1, -1] == histogram[1, 0, 0] == 0
+
+    def test_golden_value(self, backend):
+        """Fifty events by formula, counted by RVT's code; sums weighted as its authors' other golden values."""
+        k = torch.arange(50)
+        columns = ((7 * k) % 6, (5 * k) % 4, 100 * k * k, (k * k % 3 == 1).long())
+        histogram = fused(*(column.to(backend.device) for column in columns), None, 5, 4, 6, 2).cpu().double().flatten()
+        assert histogram.numel() == 240
+        assert [histogram[1], histogram[120], histogram[-1]] == [0, 0, 1]
+        assert histogram.sum() == 50
+        weighted = (histogram * torch.cos(0.1 * torch.arange(240, dtype=torch.float64))).sum()
+        assert abs(weighted.item() - 4.746258) < 1e-6
+
+    def test_inside_functions_that_are_differentiated(self):
+        columns = events(50)
+        weight = torch.rand(6, 7, 9)
+        expected = eager(*columns, None, 3, 7, 9).float()
+        gradient = torch.func.grad(lambda w: (fused(*columns, None, 3, 7, 9) * w).sum())(weight)
+        assert torch.equal(gradient, expected)
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"x": torch.zeros(3)}, TypeError, "x must be of dtype .*float32"),
+            ({"y": [1, 2, 3]}, TypeError, "y must be a torch.Tensor, got list"),
+            ({"t": torch.zeros(3, dtype=torch.int16)}, TypeError, "t must be of dtype torch.int64 or torch.int32"),
+            ({"p": torch.zeros(3)}, TypeError, "p must be of dtype torch.bool or .*float32"),
+            ({"x": torch.zeros(1, 3, dtype=torch.int16)}, ValueError, r"x must be \[E\].*\(1, 3\)"),
+            ({"t": torch.zeros(4, dtype=torch.int64)}, ValueError, r"t must be \[E\] like x = \(3,\), got \(4,\)"),
+            ({"p": torch.zeros(3, dtype=torch.int8, device="meta")}, ValueError, "p must be on the device of x"),
+            ({"bins": 0}, ValueError, r"bins must be in \[1, 16777216\], got 0"),
+            ({"bins": 2.0}, TypeError, "bins must be an int, got float"),
+            ({"height": -1}, ValueError, "height must be in"),
+            ({"width": True}, TypeError, "width must be an int, got bool"),
+            ({"count_cutoff": 256}, ValueError, r"count_cutoff must be in \[1, 255\], got 256"),
+            ({"count_cutoff": 0}, ValueError, "count_cutoff must be in"),
+            ({"out_of_range": "clamp"}, ValueError, "out_of_range must be .*'clamp'"),
+            ({"offsets": torch.tensor([0, 3], dtype=torch.int32)}, TypeError, "offsets must be of dtype torch.int64"),
+            ({"offsets": torch.tensor([[0, 3]])}, ValueError, r"offsets must be \[B \+ 1\]"),
+            ({"offsets": torch.tensor([], dtype=torch.int64)}, ValueError, r"offsets must be \[B \+ 1\]"),
+            ({"offsets": torch.tensor([1, 3])}, ValueError, "offsets must start at 0 and end at E = 3, got 1 and 3"),
+            ({"offsets": torch.tensor([0, 4])}, ValueError, "got 0 and 4"),
+            ({"offsets": torch.tensor([0, 2, 1, 3])}, ValueError, r"never decrease, got \[2, 1\] at 1"),
+        ],
+    )
+    def test_rejects(self, changes, error, message):
+        x, y, t, p = events(3)
+        arguments = {"x": x, "y": y, "t": t, "p": p, "bins": 2, "height": 7, "width": 9}
+        with pytest.raises(error, match=message):
+            ops.event_histogram(**{**arguments, **changes})
+
+    def test_registered_op_checks_offsets_again(self):
+        """Compiled graphs skip the look at the values of offsets."""
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("evkernels::event_histogram", "CPU"):
+            pytest.skip("the compiled kernels are not built")
+        for offsets in ([0, 4], [0, 9, 3], [-1, 3]):
+            with pytest.raises(RuntimeError, match="offsets must start at 0"):
+                torch.ops.evkernels.event_histogram(*events(3), torch.tensor(offsets), 2, 7, 9, 255)
+
+
+def check(backend, x, y, t, p, *rest):
+    actual = fused(*(None if v is None else v.to(backend.device) for v in (x, y, t, p, rest[0])), *rest[1:])
+    assert torch.equal(actual.cpu(), eager(x, y, t, p, *rest))
+
+
+def swapped(count: int, first: int) -> Tensor:
+    """Event order with `first` and the last event exchanged."""
+    order = torch.arange(count)
+    order[first], order[count - 1] = count - 1, first
+    return order
+
+
+def by_index(column: Tensor, order: Tensor) -> Tensor:
+    """column[order] for the unsigned dtypes too, which PyTorch does not index."""
+    return torch.from_numpy(column.numpy()[order.numpy()])
+
+
+@st.composite
+def event_lists(draw):
+    """Small event lists full of duplicates, coordinates out of range and disorder."""
+    count = draw(st.integers(0, 40))
+    column = lambda low, high: draw(st.lists(st.integers(low, high), min_size=count, max_size=count))  # noqa: E731
+    start = draw(st.sampled_from([0, -50, 1_600_000_000_000_000]))
+    return column(-1, 4), column(-1, 3), [start + step for step in column(0, 30)], column(-1, 2)
+
+
+def tensors(lists) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(column, dtype=torch.int64) for column in lists)
+
+
+class TestProperties:
+    """For any events; on the CPU kernels or, without them, the reference."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(event_lists(), st.integers(1, 6), st.randoms(use_true_random=False))
+    def test_mass_and_permutation(self, lists, bins, random):
+        x, y, t, p = tensors(lists)
+        histogram = fused(x, y, t, p, None, bins, 3, 4)
+        inside = (x >= 0) & (x < 4) & (y >= 0) & (y < 3) & (p <= 1)
+        assert histogram.sum() == inside.sum()
+        assert torch.equal(histogram, eager(x, y, t, p, None, bins, 3, 4))
+        order = random.sample(range(len(x)), len(x))
+        assert torch.equal(fused(x[order], y[order], t[order], p[order], None, bins, 3, 4), histogram)
+        with use_backend("reference"):
+            assert torch.equal(fused(x, y, t, p, None, bins, 3, 4), histogram)
+
+    @settings(max_examples=100, deadline=None)
+    @given(event_lists(), st.lists(st.integers(0, 40), max_size=5))
+    def test_batch_equals_its_windows(self, lists, cuts):
+        x, y, t, p = tensors(lists)
+        bounds = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
+        batch = fused(x, y, t, p, torch.tensor(bounds), 3, 3, 4)
+        for window, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            alone = fused(x[begin:end], y[begin:end], t[begin:end], p[begin:end], None, 3, 3, 4)
+            assert torch.equal(batch[window], alone)
+
+    @settings(max_examples=100, deadline=None)
+    @given(event_lists(), st.integers(0, 40), st.integers(1, 255))
+    def test_parts_add_up_and_cutoff_clamps(self, lists, cut, cutoff):
+        """One time bin, where a part's own duration plays no role."""
+        x, y, t, p = tensors(lists)
+        whole = fused(x, y, t, p, None, 1, 3, 4)
+        parts = [fused(x[s], y[s], t[s], p[s], None, 1, 3, 4) for s in (slice(cut), slice(cut, None))]
+        assert torch.equal(parts[0] + parts[1], whole)
+        assert torch.equal(fused(x, y, t, p, None, 1, 3, 4, cutoff), whole.clamp(max=cutoff))
+
+
+RECORDINGS = (
+    "slider_depth", "dynamic_rotation", "shapes_rotation", "dvs128_garfield", "dvs128_stripes", "aedat4_davis346",
+    "evt2_expelliarmus", "evt3_expelliarmus", "dsec_000069", "dsec_000079", "dsec_000099", "ncars",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_real_recordings(recordings, name):
+    """Equal to numpy's counts in RVT's configuration, and to the published hash of the counts per pixel."""
+    facts = json.loads((recordings / "facts.json").read_text())[name]
+    with np.load(recordings / "npz" / f"{name}.npz") as file:
+        x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
+        height, width = int(file["height"]), int(file["width"])
+    assert torch.equal(fused(x, y, t, p, None, 10, height, width, 10), eager(x, y, t, p, None, 10, height, width, 10))
+    counts = fused(x, y, t, p, None, 1, height, width)
+    if facts["max_per_pixel"] < 256:
+        assert hashlib.sha256(counts.int().numpy().tobytes()).hexdigest() == facts["hist_sha256"]
+    else:
+        assert counts.max() == 255
+    offsets = torch.tensor([0, x.numel() // 3, x.numel()])
+    assert torch.equal(fused(x, y, t, p, offsets, 5, height, width), eager(x, y, t, p, offsets, 5, height, width))
