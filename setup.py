@@ -51,11 +51,11 @@ def default_architectures(cuda_home: str) -> str:
 
 def extensions() -> list:
     cuda_home = find_cuda_home()
-    if FORCE_CUDA and cuda_home is None:
-        sys.exit("FORCE_CUDA=1, but no CUDA toolkit with bin/nvcc and include/cuda_runtime.h was found; set CUDA_HOME")
-    if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
-        if FORCE_CUDA:
-            sys.exit("FORCE_CUDA=1, but no C++ compiler was found; set CXX")
+    compiler = shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0])
+    if FORCE_CUDA and not (cuda_home and compiler):
+        lacking = "C++ compiler (set CXX)" if cuda_home else "nvcc with include/cuda_runtime.h (set CUDA_HOME)"
+        sys.exit(f"FORCE_CUDA=1, but there is no {lacking}, or EVKERNELS_CUDA=0 is set")
+    if compiler is None:
         print("evkernels: no C++ compiler found, installing without compiled kernels", file=sys.stderr)
         return []
     # torch only looks for a toolkit when it is itself a CUDA build.

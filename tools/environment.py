@@ -37,7 +37,7 @@ def main(extras: list[str]) -> None:
     step(f"Python {version}", [], [sys.executable, "-m", "venv", *(() if is_made() else ("--clear",)), VENV], is_made)
     step("build tools", TOOLS, pip("--upgrade", *TOOLS))
     step("torch", [TORCH], pip(*shlex.split(TORCH)))
-    torch = ask("import torch; print(torch.__version__)")
+    torch = ask("from importlib.metadata import version; print(version('torch'))")
     compilers = [shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]), shutil.which("nvcc")]
 
     def is_built():

@@ -1,0 +1,227 @@
+"""Building and installing: a wheel that runs in a clean environment, a pure-Python install, set-up steps, bad builds.
+
+The wheel test takes the compiled modules of the installed package instead of compiling them once more; the build
+backend itself runs in the pure-Python case.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import evkernels
+from evkernels import backends
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(evkernels.__file__).parent
+needs_compiled = pytest.mark.skipif(bool(backends.compiled_error), reason=str(backends.compiled_error))
+
+SMOKE = """
+import sys, warnings
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", RuntimeWarning)
+    import evkernels
+gates, c = torch.randn(2, 12, 5, 7), torch.randn(2, 3, 5, 7)
+torch.testing.assert_close(evkernels.ops.lstm_gates(gates, c), evkernels.reference.lstm_gates(gates, c))
+print(evkernels.__file__, evkernels.backends.serving("lstm_gates", "cpu")[0], len(caught))
+"""
+
+
+def run(*command, cwd=None, **environment) -> subprocess.CompletedProcess:
+    keep = {name: value for name, value in os.environ.items() if name not in ("EVKERNELS_BACKEND", "TRITON_INTERPRET")}
+    command = list(map(str, command))
+    return subprocess.run(command, cwd=cwd, env=keep | environment, capture_output=True, text=True, timeout=600)
+
+
+def succeed(*command, **options) -> str:
+    done = run(*command, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """A copy of what a source distribution holds, without anything built."""
+    copy = tmp_path / "sources"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("evkernels", "triton_kernels", "csrc"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return copy
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """The interpreter of a new environment with `wheel` in it, and beside it torch as this process sees it."""
+    succeed(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    succeed(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    paths = [path for path in sys.path if path.endswith("site-packages")]
+    (folder / "lib" / version / "site-packages" / "torch.pth").write_text("\n".join(paths))
+    return python
+
+
+@needs_compiled
+def test_wheel_runs_in_a_clean_environment(sources, tmp_path):
+    # Setuptools reads this file last: the build step is skipped, and its result is what stands in build_lib.
+    (tmp_path / "setup.cfg").write_text(f"[build]\nbuild_lib = {tmp_path / 'lib'}\n[bdist_wheel]\nskip_build = 1\n")
+    compiled = [*PACKAGE.glob("_C*.so"), *PACKAGE.glob("_host*.so")]
+    assert len(compiled) == 2
+    (tmp_path / "lib" / "evkernels").mkdir(parents=True)
+    for module in compiled:
+        shutil.copy(module, tmp_path / "lib" / "evkernels")
+    wheel_command = (sys.executable, "setup.py", "build_py", "bdist_wheel", "--dist-dir", tmp_path)
+    succeed(*wheel_command, cwd=sources, DIST_EXTRA_CONFIG=str(tmp_path / "setup.cfg"))
+    (wheel,) = tmp_path.glob("*.whl")
+
+    # _host is built for one Python version, so the wheel must not claim to serve others.
+    cpython = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert wheel.name == f"evkernels-{evkernels.__version__}-{cpython}-{cpython}-{platform}.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "evkernels").rglob("*.py")}
+    modules |= {f"evkernels/triton_kernels/{path.name}" for path in (ROOT / "triton_kernels").glob("*.py")}
+    outside = {name for name in names if not name.startswith("evkernels/")}
+    assert {name for name in names - outside if name.endswith(".py")} == modules
+    assert {name for name in outside if ".dist-info/" not in name} == set()
+    assert any(name.endswith("LICENSE") for name in outside)
+
+    python = install(wheel, tmp_path / "venv")
+    where, backend, warnings = succeed(python, "-I", "-c", SMOKE).split()
+    assert Path(where).is_relative_to(tmp_path / "venv")
+    assert (backend, warnings) == ("cpu", "0")
+    assert "evkernels._C loaded" in succeed(tmp_path / "venv" / "bin" / "evkernels", "status")
+    succeed(python, "-I", "-c", "import evkernels.triton_kernels", TRITON_INTERPRET="1")
+
+
+def test_without_a_compiler_the_install_is_pure_python(sources, tmp_path):
+    (tmp_path / "bin").mkdir()
+    wheel_command = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, sources)
+    succeed(*wheel_command, PATH=str(tmp_path / "bin"), CXX="", EVKERNELS_CUDA="0")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    where, backend, warnings = succeed(install(wheel, tmp_path / "venv"), "-I", "-c", SMOKE).split()
+    assert Path(where).is_relative_to(tmp_path / "venv")
+    assert (backend, warnings) == ("reference", "1")
+
+
+@needs_compiled
+@pytest.mark.skipif(not shutil.which("nm") or not shutil.which("readelf"), reason="no nm and readelf (binutils)")
+def test_compiled_ops_need_nothing_but_the_stable_abi():
+    (module,) = PACKAGE.glob("_C*.so")
+    assert ".abi3." in module.name
+    libraries = re.findall(r"NEEDED.*\[(.+?)\]", succeed("readelf", "--dynamic", module))
+    system = re.compile(r"(libstdc\+\+|libm|libgcc_s|libc|libpthread|libdl|librt|ld-linux.*)\.so\.\d")
+    assert {name for name in libraries if not system.fullmatch(name)} == {"libtorch_cpu.so", "libc10.so"}
+
+    undefined = {line.split()[-1] for line in succeed("nm", "--dynamic", "--undefined-only", module).splitlines()}
+    shims = {name for name in undefined if re.match(r"(aoti_)?torch_", name)}
+    assert shims
+    # Versioned names are the system's; _ZNSt and the like are the C++ standard library's.
+    standard = re.compile(r".+@(GLIBC|GLIBCXX|CXXABI|GCC)_|_Z(T[ISV])?N?[KRO]*S[a-z]|__gmon_start__|_ITM_|_?_cxa")
+    python = {name for name in undefined if re.match("_?Py", name)}
+    assert {name for name in undefined - shims - python if not standard.match(name)} == set()
+    assert python <= {"PyModule_Create2"}
+    defined = succeed("nm", "--dynamic", "--defined-only", module).split()
+    assert [name for name in defined if "evkernels" in name] == [], "kernels must not be visible to other libraries"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"EVKERNELS_CUDA": "0"}, "no nvcc with include/cuda_runtime.h (set CUDA_HOME), or EVKERNELS_CUDA=0 is set"),
+        ({"CUDA_HOME": "{toolkit}", "PATH": ""}, "no C++ compiler (set CXX)"),
+    ],
+)
+def test_forced_cuda_build_fails_with_one_line(sources, tmp_path, environment, message):
+    for file in ("bin/nvcc", "include/cuda_runtime.h"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    environment = {name: value.format(toolkit=tmp_path) for name, value in environment.items()}
+    done = run(sys.executable, sources / "setup.py", "--version", FORCE_CUDA="1", **environment)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr
+
+
+def test_building_without_torch_says_what_to_install(sources):
+    hide = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('setup.py')"
+    done = run(sys.executable, "-c", hide, cwd=sources)
+    assert done.returncode == 1
+    assert "install torch >= 2.13" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """tools/environment.py with its stamps and logs in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "STAMPS", tmp_path / "stamps")
+    monkeypatch.setattr(module, "LOGS", tmp_path / "log")
+    return module
+
+
+def test_set_up_step_runs_again_only_when_its_inputs_change(environment, tmp_path, capsys):
+    count = [sys.executable, "-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
+
+    def times() -> int:
+        return len((tmp_path / "count").read_text())
+
+    environment.step("build [a,b]", [1], count)
+    assert re.fullmatch(r"  build \[a,b\] +\d+\.\d s\n", capsys.readouterr().out)
+    environment.step("build [a,b]", [1], count)
+    assert capsys.readouterr().out.split()[-3:] == ["up", "to", "date"]
+    assert times() == 1
+    environment.step("build [a,b]", [2], count)
+    environment.step("build [a,b]", [2], count, is_done=lambda: False)
+    assert times() == 3
+
+
+def test_set_up_step_that_fails_shows_its_log_and_is_not_stamped(environment, capsys):
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            environment.step("build", [1], [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"])
+        assert ended.value.code == 1
+        assert "the reason" in capsys.readouterr().out
+
+
+def test_sources_decide_on_a_rebuild(environment, sources, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", sources)
+    before = environment.hash_of_sources()
+    time.sleep(0.01)
+    for path in sources.rglob("*"):
+        path.touch()
+    (sources / "evkernels" / "new.py").write_text("x = 1\n")
+    assert environment.hash_of_sources() == before
+    header = sources / "csrc" / "common" / "isa.h"
+    header.write_text(header.read_text() + "\n")
+    changed = environment.hash_of_sources()
+    assert changed != before
+    header.rename(header.with_name("renamed.h"))
+    assert environment.hash_of_sources() not in (before, changed)
+
+
+def test_set_up_installs_what_the_build_requires(environment):
+    requires = re.search(r"^requires = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert set(ast.literal_eval(requires[1])) <= set(environment.TOOLS)
+
+
+def test_the_runs_of_the_commands_ask_for_extras_that_exist():
+    extras = re.findall(
+        r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")[2], re.M
+    )
+    asked = re.findall(r"environment\.py (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert asked
+    assert {name for names in asked for name in names.split()} <= set(extras)
