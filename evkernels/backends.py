@@ -16,7 +16,7 @@ from threading import RLock
 
 import torch
 
-from evkernels.ops.registration import default_kernels, schemas
+from evkernels.ops.registration import composed_kernels, default_kernels, schemas
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -51,7 +51,8 @@ _compiled_kernels = frozenset(
     (op, device_type)
     for op in schemas
     for device_type in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"evkernels::{op}", device_type.upper())
+    if op not in composed_kernels
+    and torch._C._dispatch_has_kernel_for_dispatch_key(f"evkernels::{op}", device_type.upper())
 )
 
 
@@ -115,7 +116,8 @@ def serving(op: str, device_type: str) -> tuple[str, bool]:
     table = _tables_in_front.get(device_type, {})
     if op in table:
         return _chosen or "triton", table[op] is not None
-    return (device_type if has_compiled_kernel(op, device_type) else "reference"), True
+    served = has_compiled_kernel(op, device_type) or op in composed_kernels
+    return (device_type if served else "reference"), True
 
 
 def _choose(name: str | None) -> None:
@@ -147,8 +149,8 @@ def _tables(name: str | None) -> Tables:
         return {"cpu" if _triton_interprets() else "cuda": _triton_kernels()}
     if name in _extra:
         device_type, kernel_of = _extra[name]
-        return {device_type: {op: kernel_of(op) for op in schemas}}
-    return {name: {op: None for op in schemas if not has_compiled_kernel(op, name)}}
+        return {device_type: {op: kernel_of(op) or composed_kernels.get(op) for op in schemas}}
+    return {name: {op: composed_kernels.get(op) for op in schemas if not has_compiled_kernel(op, name)}}
 
 
 def _default_tables() -> Tables:
@@ -163,7 +165,7 @@ def _default_tables() -> Tables:
 def _triton_kernels() -> dict[str, Callable | None]:
     from evkernels import triton_kernels
 
-    return {op: getattr(triton_kernels, op, None) for op in schemas}
+    return {op: getattr(triton_kernels, op, None) or composed_kernels.get(op) for op in schemas}
 
 
 def _missing(op: str, backend: str) -> Callable:

@@ -1,7 +1,7 @@
-"""Runs pytest with the CPU kernels, and the emulated CUDA kernels, built with the address and undefined-behaviour sanitizers.
+"""Runs pytest on CPU kernels and emulated CUDA kernels that were built with ASan and UBSan.
 
-Run by test_sanitizers.py in a process that was started with the sanitizers' libraries preloaded. The sanitized library takes
-the place of evkernels._C before the package is imported.
+Run by test_sanitizers.py in a process that was started with the sanitizers' libraries preloaded. The sanitized
+library takes the place of evkernels._C before the package is imported.
 """
 
 import os

@@ -26,15 +26,23 @@ def test_accepts_every_coordinate_type_without_copying(dtype):
     x, y = np.array([0, 3], dtype), np.array([2, 0], dtype)
     t, p = np.array([5, 9], np.int64), np.array([0, 1], np.uint8)
     e = Events(x, y, t, p, 4, 3)
-    assert e.x is x and e.y is y and e.t is t and e.p is p
-    assert len(e) == 2 and e.duration == 4 and e.is_sorted
+    assert e.x is x
+    assert e.y is y
+    assert e.t is t
+    assert e.p is p
+    assert len(e) == 2
+    assert e.duration == 4
+    assert e.is_sorted
     assert repr(e) == "Events(2 events, 4x3, 4 us)"
 
 
 @pytest.mark.parametrize("t", [[], [7]])
 def test_no_event_and_one_event(t):
     e = events(t)
-    assert len(e) == len(t) and e.duration == 0 and e.is_sorted and e.sorted() is e
+    assert len(e) == len(t)
+    assert e.duration == 0
+    assert e.is_sorted
+    assert e.sorted() is e
     assert [len(w) for w in e.windows(duration_us=10)] == [len(w) for w in e.windows(count=10)] == [1] * len(t)
     assert len(e.slice_time(0, 100)) == len(t)
 
@@ -46,7 +54,7 @@ def test_columns_may_be_strided():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (dict(x=np.array([0, 4], np.uint16)), r"x must be in 0\.\.3 \(sensor 4x3\), got 0\.\.4: 1 of 2 events"),
         (dict(y=np.array([3, 9], np.uint16)), r"y must be in 0\.\.2 \(sensor 4x3\), got 3\.\.9: 2 of 2 events"),
@@ -90,9 +98,12 @@ def test_is_frozen():
 def test_slice_is_half_open_and_a_view():
     e = events([10, 20, 20, 30])
     part = e.slice_time(20, 30)
-    assert part.t.tolist() == [20, 20] and (part.width, part.height) == (4, 3)
+    assert part.t.tolist() == [20, 20]
+    assert (part.width, part.height) == (4, 3)
     assert all(np.shares_memory(getattr(part, name), getattr(e, name)) for name in "xytp")
-    assert len(e.slice_time(30, 31)) == 1 and len(e.slice_time(31, 99)) == 0 and len(e.slice_time(20, 20)) == 0
+    assert len(e.slice_time(30, 31)) == 1
+    assert len(e.slice_time(31, 99)) == 0
+    assert len(e.slice_time(20, 20)) == 0
 
 
 def test_boundaries_are_exact_at_epoch_times():
@@ -128,7 +139,7 @@ def test_count_windows_keep_the_rest():
 
 
 @pytest.mark.parametrize(
-    "arguments, error",
+    ("arguments", "error"),
     [
         ({}, ValueError),
         (dict(duration_us=1, count=1), ValueError),
@@ -163,9 +174,12 @@ def test_windows_partition_the_events(times, length):
 def test_sorting_is_stable_and_leaves_the_input():
     e = events([5, 1, 5, 1], x=[0, 1, 2, 3])
     before = e.t.copy()
-    assert not e.is_sorted and e.duration == 4
+    assert not e.is_sorted
+    assert e.duration == 4
     s = e.sorted()
-    assert s.t.tolist() == [1, 1, 5, 5] and s.x.tolist() == [1, 3, 0, 2] and s.is_sorted
+    assert s.t.tolist() == [1, 1, 5, 5]
+    assert s.x.tolist() == [1, 3, 0, 2]
+    assert s.is_sorted
     assert np.array_equal(e.t, before)
 
 
@@ -174,16 +188,20 @@ def test_tensors_are_copies_of_fitting_type():
     e = events([EPOCH, EPOCH + 1])
     x, y, t, p = e.tensors()
     assert (x.dtype, y.dtype, t.dtype, p.dtype) == (torch.int16, torch.int16, torch.int64, torch.uint8)
-    assert t.tolist() == e.t.tolist() and x.tolist() == e.x.tolist()
+    assert t.tolist() == e.t.tolist()
+    assert x.tolist() == e.x.tolist()
     for tensor in (x, y, t, p):
         tensor.zero_()
-    assert e.t.tolist() == [EPOCH, EPOCH + 1] and e.x.tolist() == [0, 1] and e.p.tolist() == [0, 1]
+    assert e.t.tolist() == [EPOCH, EPOCH + 1]
+    assert e.x.tolist() == [0, 1]
+    assert e.p.tolist() == [0, 1]
 
 
 def test_tensors_do_not_wrap_on_wide_sensors():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x, y, _, _ = events([0], x=[40000], y=[0], width=50000).tensors()
-    assert x.dtype == y.dtype == torch.int32 and x.tolist() == [40000]
+    assert x.dtype == y.dtype == torch.int32
+    assert x.tolist() == [40000]
     assert events([0], x=[32767], y=[0], width=32768).tensors()[0].tolist() == [32767]
 
 

@@ -14,8 +14,10 @@ def events(t, x, p):
 
 def test_on_is_red_off_is_blue_on_white():
     frame = event_frame(events([0, 1], [0, 1], [1, 0]))
-    assert frame.dtype == np.uint8 and frame.shape == (2, 3, 3)
-    assert frame[0].tolist() == [RED, BLUE, WHITE] and frame[1].tolist() == [WHITE] * 3
+    assert frame.dtype == np.uint8
+    assert frame.shape == (2, 3, 3)
+    assert frame[0].tolist() == [RED, BLUE, WHITE]
+    assert frame[1].tolist() == [WHITE] * 3
 
 
 def test_no_events_is_white():
@@ -33,7 +35,7 @@ def test_matches_a_loop():
     x, y = rng.integers(0, 9, (2, 500)).astype(np.int32)
     e = Events(x, y, np.sort(rng.integers(0, 50, 500)), rng.integers(0, 2, 500, dtype=np.uint8), 9, 9)
     expected = np.full((9, 9, 3), 255, np.uint8)
-    for column, row, polarity in zip(e.x, e.y, e.p):
+    for column, row, polarity in zip(e.x, e.y, e.p, strict=True):
         expected[row, column] = RED if polarity else BLUE
     assert np.array_equal(event_frame(e), expected)
 

@@ -36,7 +36,9 @@ def write_npz(path, **changes):
 
 
 def text(t=SMALL.t, size=""):
-    lines = (f"{s // 10**6}.{s % 10**6:06d} {x} {y} {p}" for s, x, y, p in zip(t, SMALL.x, SMALL.y, SMALL.p))
+    lines = (
+        f"{s // 10**6}.{s % 10**6:06d} {x} {y} {p}" for s, x, y, p in zip(t, SMALL.x, SMALL.y, SMALL.p, strict=True)
+    )
     return size + "\n".join(lines) + "\n"
 
 
@@ -73,20 +75,20 @@ def write_mat(path, **variables):
 # EVT2: 32-bit words, kind in the top 4 bits; EVT3: 16-bit words; both little-endian. Written from the format's tables.
 def evt2_payload():
     words = []
-    for x, y, t, p in zip(SMALL.x, SMALL.y, SMALL.t - EPOCH + (5 << 6), SMALL.p):
+    for x, y, t, p in zip(SMALL.x, SMALL.y, SMALL.t - EPOCH + (5 << 6), SMALL.p, strict=True):
         words += [8 << 28 | int(t) >> 6, int(p) << 28 | (int(t) & 63) << 22 | int(x) << 11 | int(y)]
     return struct.pack(f"<{len(words)}I", *words)
 
 
 def evt3_payload():
     words = []
-    for x, y, t, p in zip(SMALL.x, SMALL.y, SMALL.t - EPOCH + (5 << 12), SMALL.p):
+    for x, y, t, p in zip(SMALL.x, SMALL.y, SMALL.t - EPOCH + (5 << 12), SMALL.p, strict=True):
         words += [8 << 12 | int(t) >> 12, 6 << 12 | int(t) & 4095, int(y), 2 << 12 | int(p) << 11 | int(x)]
     return struct.pack(f"<{len(words)}H", *words)
 
 
 def dat_payload():
-    events = zip(SMALL.x, SMALL.y, SMALL.t - EPOCH, SMALL.p)
+    events = zip(SMALL.x, SMALL.y, SMALL.t - EPOCH, SMALL.p, strict=True)
     return bytes([0, 8]) + b"".join(
         struct.pack("<2I", t, int(p) << 28 | int(y) << 14 | int(x)) for x, y, t, p in events
     )
@@ -105,9 +107,11 @@ def need(*modules):
 
 
 def assert_small(events, t=SMALL.t, size=(4, 3)):
-    assert np.array_equal(events.t, t) and events.t.dtype == np.int64
+    assert np.array_equal(events.t, t)
+    assert events.t.dtype == np.int64
     for name, dtype in (("x", np.uint16), ("y", np.uint16), ("p", np.uint8)):
-        assert np.array_equal(getattr(events, name), getattr(SMALL, name)) and getattr(events, name).dtype == dtype
+        assert np.array_equal(getattr(events, name), getattr(SMALL, name))
+        assert getattr(events, name).dtype == dtype
     assert (events.width, events.height) == size
 
 
@@ -117,7 +121,8 @@ def refused(path, *expected, **options):
         with pytest.raises(RecordingError) as caught:
             read(path, **options)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
     for words in expected:
         assert words in message, message
 
@@ -146,7 +151,7 @@ def test_polarities_map_to_zero_and_one(tmp_path, polarity):
     assert_small(read(write_npz(tmp_path / "a.npz", p=polarity)))
 
 
-@pytest.mark.parametrize("constant, expected", [(-1, 0), (0, 0), (1, 1)])
+@pytest.mark.parametrize(("constant", "expected"), [(-1, 0), (0, 0), (1, 1)])
 def test_one_polarity_alone(tmp_path, constant, expected):
     assert read(write_npz(tmp_path / "a.npz", p=np.full(4, constant))).p.tolist() == [expected] * 4
 
@@ -206,7 +211,8 @@ def test_hdf5_compressed_by_a_plugin(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", without, tmp_path / "a.h5"], capture_output=True, text=True, check=True
     )
-    assert "needs the library hdf5plugin" in done.stdout and "evkernels[io]" in done.stdout
+    assert "needs the library hdf5plugin" in done.stdout
+    assert "evkernels[io]" in done.stdout
     assert_small(read(tmp_path / "a.h5"))
 
 
@@ -251,7 +257,8 @@ def test_unsorted_times_are_sorted_stably_with_a_count(tmp_path):
     path = write_npz(tmp_path / "a.npz", t=np.array([5, 1, 5, 0]))
     with pytest.warns(UserWarning, match=r"a\.npz: 2 of 4 events are earlier than the one before; sorted") as caught:
         events = read(path)
-    assert events.t.tolist() == [0, 1, 5, 5] and events.x.tolist() == [3, 3, 0, 2]
+    assert events.t.tolist() == [0, 1, 5, 5]
+    assert events.x.tolist() == [3, 3, 0, 2]
     assert caught[0].filename == __file__
 
 
@@ -343,7 +350,7 @@ def test_panic_of_a_decoder_is_reported_and_an_interrupt_is_not(tmp_path, monkey
 WRITERS = [("a.npz", write_npz), ("a.zip", write_zip), ("a.h5", write_hdf5), ("a.mat", write_mat)]
 
 
-@pytest.mark.parametrize("name, write", WRITERS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "write"), WRITERS, ids=lambda value: value if isinstance(value, str) else "")
 def test_cut_files_are_refused_or_read_equal(tmp_path, name, write):
     # A cut may hit padding only; what must never happen is another recording or another error.
     whole = write(tmp_path / name).read_bytes()
@@ -382,13 +389,13 @@ def test_flipped_bytes_in_archives_are_refused_or_harmless(tmp_path, flip):
 
 
 @pytest.mark.parametrize(
-    "change, expected",
+    ("change", "expected"),
     [
         (dict(x=None), ["got no x among"]),
         (dict(p=None, t=None), ["got no t, p among"]),
         (dict(t=SMALL.t[:3]), ["one length", "t [3]"]),
-        (dict(zip("txyp", [np.zeros((2, 2), int)] * 4)), ["one length [E]", "x [2, 2]"]),
-        (dict(zip("txyp", [np.zeros(0, int)] * 4)), ["expected events, got none"]),
+        (dict(zip("txyp", [np.zeros((2, 2), int)] * 4, strict=True)), ["one length [E]", "x [2, 2]"]),
+        (dict(zip("txyp", [np.zeros(0, int)] * 4, strict=True)), ["expected events, got none"]),
         (dict(x=np.array([0, -1, 2, 3])), ["x in 0..65534", "-1..3: 1 of 4"]),
         (dict(y=np.array([0, 1, 2, 70000])), ["y in 0..65534", "70000"]),
         (dict(y=np.array([0, 1, 2, 2**64 - 1], np.uint64)), ["y in 0..65534"]),
@@ -420,7 +427,7 @@ def test_npz_that_is_a_single_array(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, expected",
+    ("content", "expected"),
     [
         ("4 3\n", ["got none"]),
         ("# nothing\n", ["got none"]),
@@ -450,7 +457,9 @@ def test_hdf5_that_is_no_recording(tmp_path):
     refused(write_hdf5(tmp_path / "a.h5", group="other"), "expected a group events", "other")
     refused(write_hdf5(tmp_path / "b.h5", x=None), "got no x among")
     refused(write_hdf5(tmp_path / "c.h5", t=SMALL.t / 1e6), "integer microseconds, got float64")
-    refused(write_hdf5(tmp_path / "d.h5", **dict(zip("txyp", [np.zeros(0, int)] * 4)), t_offset=3), "got none")
+    refused(
+        write_hdf5(tmp_path / "d.h5", **dict(zip("txyp", [np.zeros(0, int)] * 4, strict=True)), t_offset=3), "got none"
+    )
     import h5py
 
     with h5py.File(tmp_path / "e.h5", "w") as file:

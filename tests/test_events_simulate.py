@@ -26,9 +26,11 @@ def small(image=None, **options):
 
 
 def test_photograph_gives_a_plausible_recording(photograph):
-    assert (photograph.width, photograph.height) == (240, 180) and photograph.is_sorted
+    assert (photograph.width, photograph.height) == (240, 180)
+    assert photograph.is_sorted
     assert 200_000 <= len(photograph) <= 500_000
-    assert photograph.t[0] >= 0 and photograph.t[-1] < 200_000
+    assert photograph.t[0] >= 0
+    assert photograph.t[-1] < 200_000
     assert 0.3 < photograph.p.mean() < 0.7
 
 
@@ -42,7 +44,8 @@ def test_image_is_not_modified_and_integer_and_float_agree():
     image = (textured() * 255).astype(np.uint8)
     before = image.copy()
     a, b = small(image), small(image / 255)
-    assert np.array_equal(image, before) and np.array_equal(a.t, b.t)
+    assert np.array_equal(image, before)
+    assert np.array_equal(a.t, b.t)
 
 
 def test_colour_is_seen_by_its_luminance():
@@ -108,7 +111,8 @@ def test_times_are_interpolated_and_exact_on_a_ramp():
     column = np.arange(200)
     image = np.tile(np.exp(column / 100 - 3) - 0.02, (8, 1))
     e = simulate(image, width=4, height=2, duration_us=900_000, velocity=(100, 0), threshold=0.2, **QUIET)
-    assert len(e) == 4 * 2 * 4 and np.all(e.p == 1)
+    assert len(e) == 4 * 2 * 4
+    assert np.all(e.p == 1)
     assert np.abs(np.unique(e.t) - np.array([[200_000], [400_000], [600_000], [800_000]])).min(axis=0).max() <= 1
 
 
@@ -130,11 +134,13 @@ def test_refractory_period_is_kept():
 
 def test_long_pan_turns_back_and_stays_inside():
     e = small(duration_us=1_000_000, velocity=(300, 170))
-    assert len(e) > 0 and e.x.max() < 40 and e.y.max() < 30
+    assert len(e) > 0
+    assert e.x.max() < 40
+    assert e.y.max() < 30
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         (dict(image=np.zeros((31, 40))), "image must be at least 31 x 41"),
         (dict(image=np.zeros((80, 80, 4))), r"image must be \[H0, W0\]"),

@@ -1,4 +1,4 @@
-"""The contract's value, gradient and empty-input tests again, on kernels built with ASan and UBSan, in a process of their own."""
+"""The contract's value, gradient and empty-input tests again, on kernels built with ASan and UBSan."""
 
 import platform
 import subprocess

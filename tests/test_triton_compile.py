@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles to machine code for the architectures that the package serves, without spilling registers."""
+"""Every Triton kernel compiles to machine code for the served architectures, without spilling registers."""
 
 import os
 import re

@@ -1,8 +1,9 @@
 """Compiles every Triton kernel that the ops launch to machine code for one architecture; no GPU is needed.
 
-Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter switched on.
-Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for exactly the arguments it
-would have been launched with. Prints one line per compiled kernel: name, registers and spilled bytes.
+Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter
+switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
+exactly the arguments it would have been launched with. Prints one line per compiled kernel: name, registers and
+spilled bytes.
 """
 
 import importlib
@@ -24,6 +25,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from evkernels import backends, triton_kernels
+
+# float16 differs from bfloat16 in its conversions only; other layouts reach the kernels as copies in one of these.
+DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = ("contiguous", "channels_last")
 
 
 class _NoDevice(CudaDriver):
@@ -91,7 +96,7 @@ def main(architecture: int) -> None:
         for dtype in [
             dtype for dtype in contract.dtypes if dtype in (torch.float32, torch.bfloat16)
         ] or contract.dtypes[:1]:
-            for layout in [layout for layout in ("contiguous", "channels_last") if layout in contract.layouts]:
+            for layout in [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]:
                 with backends.use_backend("reference"):
                     arguments = contract.samples(dtype, layout, large=False)[0]
                     calls = registered_calls(contract.op, contract.requiring_grad(arguments))

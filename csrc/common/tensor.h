@@ -77,6 +77,23 @@ struct Type {
   using type = T;
 };
 
+// Calls f(Type<dtype>) for the dtypes that kernels take.
+template <class F>
+void dispatch_floating(const char* op, ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(Type<float>{});
+    case ScalarType::Double:
+      return f(Type<double>{});
+    case ScalarType::BFloat16:
+      return f(Type<BFloat16>{});
+    case ScalarType::Half:
+      return f(Type<Half>{});
+    default:
+      STD_TORCH_CHECK(false, op, " has no kernel for this dtype");
+  }
+}
+
 // Calls f(Type<input>, Type<state>) for the allowed pairs of dtypes: equal, or a float32 state beside a 16-bit input.
 template <class F>
 void dispatch_input_and_state(const char* op, ScalarType input, ScalarType state, const F& f) {

@@ -85,7 +85,7 @@ def _read_npz(path: Path) -> Columns:
             raise RecordingError(f"{path}: expected an .npz archive of t, x, y, p, got a single array")
         with archive:
             _require_names(path, archive)
-            sensor = _size(path, *(archive[name] if name in archive else None for name in ("width", "height")))
+            sensor = _size(path, *(archive.get(name, None) for name in ("width", "height")))
             return Columns(*(archive[name] for name in _NAMES), sensor)
 
 

@@ -80,7 +80,7 @@ def simulate(
     times, renderings = _pan(log_image, room, (height, width), duration_us, velocity)
     chunks = list(_crossings(times, renderings, on, off, refractory_us))
     chunks.append(_noise(rng, height * width, duration_us, noise_hz))
-    time, pixel, polarity = (np.concatenate(column) for column in zip(*chunks))
+    time, pixel, polarity = (np.concatenate(column) for column in zip(*chunks, strict=True))
     time = np.clip(np.floor(time), 0, duration_us - 1).astype(np.int64)
     order = np.argsort(time, kind="stable")
     row, column = np.divmod(pixel[order], width)
@@ -121,9 +121,11 @@ def _pan(log_image, room, sensor, duration_us, velocity):
     steps = max(1, math.ceil(max(abs(speed) for speed in velocity) * seconds / _STEP_PIXELS))
     times = np.linspace(0, duration_us, steps + 1)
     # Distances from the middle, folded at the borders as a triangle wave.
-    moved = [speed * (times - duration_us / 2) * 1e-6 + space / 2 for speed, space in zip(velocity, room)]
-    columns, rows = (space - np.abs(distance % (2 * space) - space) for distance, space in zip(moved, room))
-    return times, (_view(log_image, column, row, sensor) for column, row in zip(columns, rows))
+    moved = [speed * (times - duration_us / 2) * 1e-6 + space / 2 for speed, space in zip(velocity, room, strict=True)]
+    columns, rows = (
+        space - np.abs(distance % (2 * space) - space) for distance, space in zip(moved, room, strict=True)
+    )
+    return times, (_view(log_image, column, row, sensor) for column, row in zip(columns, rows, strict=True))
 
 
 def _view(log_image, column, row, sensor):

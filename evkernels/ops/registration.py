@@ -16,6 +16,8 @@ _library = torch.library.Library("evkernels", "FRAGMENT")
 schemas: dict[str, str] = {}
 # name -> the reference as a kernel.
 default_kernels: dict[str, Callable] = {}
+# name -> a kernel made of other registered ops and PyTorch's own, for every device.
+composed_kernels: dict[str, Callable] = {}
 
 
 def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int | None = None) -> torch._ops.OpOverload:
@@ -36,11 +38,21 @@ def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int |
 def _in_layout_of(position: int, reference: Callable) -> Callable:
     def kernel(*arguments):
         layout = common_layout(arguments[position])
-        return torch.utils._pytree.tree_map_only(
-            Tensor, lambda output: output.contiguous(memory_format=layout), reference(*arguments)
-        )
+
+        def in_layout(output):
+            return output.contiguous(memory_format=layout if output.dim() == 4 else torch.contiguous_format)
+
+        return torch.utils._pytree.tree_map_only(Tensor, in_layout, reference(*arguments))
 
     return kernel
+
+
+def define_composed(op: torch._ops.OpOverload, kernel: Callable) -> None:
+    """Every backend but the reference runs `op` as `kernel`, which calls registered ops and so follows the backend."""
+    name = op.name().partition("::")[2]
+    composed_kernels[name] = kernel
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, kernel, key)
 
 
 def forbid_gradient(op: torch._ops.OpOverload, why: str) -> None:

@@ -4,12 +4,18 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 
 __all__ = [
+    "depthwise_conv2d",
+    "depthwise_conv2d_backward",
     "event_histogram",
     "event_histogram_kernel",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
+    "separable_conv2d_backward",
 ]

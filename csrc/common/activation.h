@@ -1,0 +1,4 @@
+// Which function follows a convolution. The formulas are in activations.inl.
+#pragma once
+
+enum class Activation { kNone, kRelu, kSilu, kGelu };

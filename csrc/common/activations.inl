@@ -1,0 +1,89 @@
+// ReLU, SiLU and exact GELU with their gradients, for one element of any arithmetic type: VecF and double on the CPU
+// (after vec.inl, inside an instruction set's namespace), float and double on the device (after device_math.cuh, inside
+// its namespace). common/activation.h comes first, outside of any namespace. Includes nothing.
+//
+// Unlike the clamped sigmoid of gates these multiply by x, so the tails must vanish exactly: exp covers the whole
+// range, and NaN and infinities come out as in PyTorch (SiLU and GELU of -inf are -inf * 0 = NaN). GELU takes the
+// normal distribution's lower tail as exp(-x^2/2) times a polynomial in 1 / (1 + 0.3 |x|): one exponential serves the
+// function and its derivative, and negative arguments keep their relative accuracy, which 1 + erf(x / sqrt 2) loses.
+
+#if defined(EVKERNELS_LANES)
+
+// e^x within 2 units in the last place for 2^-126 <= e^x <= 2^127.5; zero below, infinite above.
+EVKERNELS_INLINE VecF exp(VecF x) {
+  const VecF zero = {};
+  const VecI underflow = x < -87.3f;
+  x = select(x > 89.0f, zero + 89.0f, x);
+  x = select(underflow, zero, x);
+  // x = n * ln2 + r with |r| <= ln2 / 2, as in expm1. At n = 128 the exponent's bits are those of infinity.
+  const VecF shifted = x * 1.44269504f + 12582912.0f;
+  const VecF n = shifted - 12582912.0f;
+  const VecF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  VecF q = r * 1.3888889e-3f + 8.3333333e-3f;
+  q = q * r + 4.1666667e-2f;
+  q = q * r + 1.6666667e-1f;
+  q = q * r + 0.5f;
+  q = q * (r * r) + r;
+  const VecF scale = (VecF)(((VecI)shifted << 23) + 0x3f800000);
+  return select(underflow, zero, scale * (q + 1.0f));
+}
+EVKERNELS_INLINE VecF absolute(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
+EVKERNELS_INLINE VecF reciprocal(VecF x) { return 1.0f / x; }
+EVKERNELS_INLINE double exp(double x) { return __builtin_exp(x); }
+EVKERNELS_INLINE double normal_distribution(double x, double) { return 0.5 * __builtin_erfc(x * -0.70710678118654752); }
+
+#else
+
+EVKERNELS_INLINE float absolute(float x) { return x < 0.0f ? -x : x; }
+EVKERNELS_INLINE float reciprocal(float x) { return rcp(x); }
+EVKERNELS_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
+EVKERNELS_INLINE double normal_distribution(double x, double) { return 0.5 * ::erfc(x * -0.70710678118654752); }
+
+#endif
+
+EVKERNELS_INLINE double reciprocal(double x) { return 1.0 / x; }
+EVKERNELS_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
+EVKERNELS_INLINE double normal_density(double bell) { return bell * 0.39894228040143268; }
+
+template <class V>
+EVKERNELS_INLINE V normal_density(V bell) {
+  return bell * 0.398942280f;
+}
+
+// The share of a normal distribution below x; `bell` is exp(-x^2 / 2). Relative error 6e-8 before rounding.
+template <class V>
+EVKERNELS_INLINE V normal_distribution(V x, V bell) {
+  const V t = reciprocal(1.0f + 0.3f * absolute(x));
+  V tail = t * 3.83793448e-2f - 1.69170607e-1f;
+  tail = tail * t + 2.28668109e-1f;
+  tail = tail * t - 7.65142882e-2f;
+  tail = tail * t + 1.42540026e-1f;
+  tail = tail * t + 9.46819609e-2f;
+  tail = tail * t + 1.21920658e-1f;
+  tail = tail * t + 1.19487655e-1f;
+  tail = (tail * t + 7.17029864e-6f) * bell;
+  return select(x < 0.0f, tail, 1.0f - tail);
+}
+
+template <Activation kind, class V>
+EVKERNELS_INLINE V activate(V x) {
+  if constexpr (kind == Activation::kRelu) return select(x < 0.0f, V{}, x);
+  if constexpr (kind == Activation::kSilu) return x * reciprocal(1.0f + exp(-x));
+  if constexpr (kind == Activation::kGelu) return x * normal_distribution(x, exp(x * x * -0.5f));
+  return x;
+}
+
+// The gradient at the pre-activation x of an activation whose output's gradient is d_y.
+template <Activation kind, class V>
+EVKERNELS_INLINE V activation_gradient(V x, V d_y) {
+  if constexpr (kind == Activation::kRelu) return select(x <= 0.0f, V{}, d_y);
+  if constexpr (kind == Activation::kSilu) {
+    const V s = reciprocal(1.0f + exp(-x));
+    return d_y * (s * (1.0f + x * (1.0f - s)));
+  }
+  if constexpr (kind == Activation::kGelu) {
+    const V bell = exp(x * x * -0.5f);
+    return d_y * (normal_distribution(x, bell) + x * normal_density(bell));
+  }
+  return d_y;
+}

@@ -1,0 +1,137 @@
+// Depthwise convolution on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
+//
+// Threads share rows, whatever planes they lie in. The backward pass is two sweeps: the first forms the gradient at the
+// pre-activation (kept in float32; the given gradient serves directly where there is no activation) and partial sums of
+// the gradients of weights and bias, the second the gradient of the input.
+
+#include <torch/csrc/stable/library.h>
+
+#include <memory>
+
+#include "depthwise_conv2d/host.h"
+
+#define EVKERNELS_LOOPS "depthwise_conv2d/loops.inl"
+#include "common/foreach_isa.h"
+
+namespace evkernels {
+namespace {
+
+// Elements per task: about 20 us of work, well above the cost of waking a thread and of refilling the ring of rows.
+constexpr int64_t kGrain = 32768;
+
+int64_t rows_per_task(int64_t elements_per_row) { return 1 + kGrain / elements_per_row; }
+
+template <class T>
+struct WideOf {
+  using Type = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  static constexpr ScalarType kDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+};
+
+template <class A>
+std::unique_ptr<A[]> memory(int64_t count) {
+  return std::unique_ptr<A[]>(new A[count]);
+}
+
+Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
+                        std::string activation) {
+  const MemoryFormat layout = common_layout(x);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  x = in_layout(x, layout);
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
+  const Activation kind = parse_activation(activation);
+  Tensor y = empty_output(x, g, x.scalar_type(), layout);
+  dispatch_floating("depthwise_conv2d", x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    torch::stable::parallel_for(0, g.planes * g.out_height, rows_per_task(g.out_width * g.channels),
+                                [&](int64_t begin, int64_t end) {
+                                  const auto scratch = memory<typename WideOf<T>::Type>(g.forward_memory());
+                                  EVKERNELS_CALL(depthwise_forward, data<T>(x), data<T>(weight), data<T>(bias),
+                                                 mutable_data<T>(y), g, kind, scratch.get(), begin, end);
+                                });
+  });
+  return y;
+}
+
+// Adds up the partial sums [unit][k * k + 1][channels] in the order of the units.
+template <class T, class A>
+void reduce_sums(const A* sums, T* grad_weight, T* grad_bias, const DepthwiseGeometry& g) {
+  const int64_t taps = g.k * g.k, units = g.sums_per_plane();
+  for (int64_t filter = 0; filter < g.filters; ++filter) {
+    for (int64_t tap = grad_weight ? 0 : taps; tap < (grad_bias ? taps + 1 : taps); ++tap) {
+      double total = 0;
+      for (int64_t plane = g.channels == 1 ? filter : 0; plane < g.planes; plane += g.channels == 1 ? g.filters : 1) {
+        for (int64_t unit = plane * units; unit < (plane + 1) * units; ++unit) {
+          total += sums[(unit * (taps + 1) + tap) * g.channels + (g.channels == 1 ? 0 : filter)];
+        }
+      }
+      T* const to = tap < taps ? grad_weight + filter * taps + tap : grad_bias + filter;
+      if constexpr (std::is_same_v<T, A>) {
+        *to = static_cast<T>(total);
+      } else {
+        *to = from_float<T>(static_cast<float>(total));
+      }
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                             std::optional<Tensor> bias, int64_t stride,
+                                                             int64_t padding, std::string activation, bool need_x,
+                                                             bool need_weight, bool need_bias) {
+  const MemoryFormat layout = common_layout(x);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  check_grad_output(grad_output, x, g);
+  grad_output = in_layout(grad_output, layout);
+  x = in_layout(x, layout);
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
+  STD_TORCH_CHECK(!need_bias || bias.has_value(), "there is no bias to have a gradient");
+  const Activation kind = parse_activation(activation);
+  Tensor grad_x = empty_or_nothing(need_x, x, layout);
+  Tensor grad_weight = empty_or_nothing(need_weight, weight, MemoryFormat::Contiguous);
+  Tensor grad_bias = empty_or_nothing(need_bias, bias.has_value() ? *bias : x, MemoryFormat::Contiguous);
+  dispatch_floating("depthwise_conv2d_backward", x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    using A = typename WideOf<T>::Type;
+    const bool recompute = kind != Activation::kNone, need_sums = need_weight || need_bias;
+    std::optional<Tensor> d_pre;
+    if (recompute && need_x) d_pre = empty_output(x, g, WideOf<T>::kDtype, layout);
+    if (recompute || need_sums) {
+      const int64_t units = g.planes * g.sums_per_plane();
+      const auto sums = need_sums ? memory<A>(units * (g.k * g.k + 1) * g.channels) : nullptr;
+      A* const d_pre_data = d_pre.has_value() ? mutable_data<A>(*d_pre) : nullptr;
+      const int64_t grain = rows_per_task(g.rows_per_sum() * g.out_width * g.channels);
+      torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+        const auto scratch = memory<A>(g.sums_memory());
+        EVKERNELS_CALL(depthwise_backward_sums, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output),
+                       d_pre_data, sums.get(), g, kind, scratch.get(), begin, end);
+      });
+      reduce_sums<T, A>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
+                        need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
+    }
+    if (!need_x) return;
+    const auto input_sweep = [&](const auto* d) {
+      torch::stable::parallel_for(0, g.planes * g.height, rows_per_task(g.width * g.channels),
+                                  [&](int64_t begin, int64_t end) {
+                                    const auto scratch = memory<A>(g.input_memory());
+                                    EVKERNELS_CALL(depthwise_backward_input, d, data<T>(weight),
+                                                   mutable_data<T>(grad_x), g, scratch.get(), begin, end);
+                                  });
+    };
+    if (recompute) {
+      input_sweep(data<A>(d_pre));
+    } else {
+      input_sweep(data<T>(grad_output));
+    }
+  });
+  return {grad_x, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace evkernels
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&evkernels::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&evkernels::depthwise_conv2d_backward));
+}

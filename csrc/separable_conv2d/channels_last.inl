@@ -1,0 +1,112 @@
+// The channels_last loop of separable_conv2d, see loops.inl. Vectors run over the channels of a pixel.
+
+// Taps [y_begin, y_end) x [x_begin, x_end) of one vector of channels of one pixel. `corner` is the offset of tap (0, 0),
+// which may lie outside of the input. Vectors may reach into the next pixel's channels but not behind the input's end.
+template <class T, class V, class R>
+EVKERNELS_INLINE V depthwise_pixel(const T* __restrict__ x, int64_t total, int64_t corner, int64_t row, int64_t channels,
+                                   const R* __restrict__ w, int64_t w_stride, int64_t size, int64_t y_begin,
+                                   int64_t y_end, int64_t x_begin, int64_t x_end, V sum) {
+  for (int64_t ky = y_begin; ky < y_end; ++ky) {
+    for (int64_t kx = x_begin; kx < x_end; ++kx) {
+      const int64_t at = corner + ky * row + kx * channels;
+      const V value = total - at >= Arithmetic<T>::kLanes ? (V)load(x + at) : (V)load_partial(x + at, total - at);
+      sum += load(w + (ky * size + kx) * w_stride) * value;
+    }
+  }
+  return sum;
+}
+
+// The same for `count` pixels that have all their taps, with the weights in registers.
+template <int size, class T, class V, class R>
+EVKERNELS_INLINE void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels,
+                                      const R* __restrict__ w, int64_t w_stride, V bias, R* __restrict__ a,
+                                      int64_t a_stride, int64_t count) {
+  V weight[size * size];
+#pragma GCC unroll 25
+  for (int k = 0; k < size * size; ++k) weight[k] = load(w + k * w_stride);
+  for (int64_t p = 0; p < count; ++p) {
+    V sum = bias;
+#pragma GCC unroll 5
+    for (int ky = 0; ky < size; ++ky) {
+#pragma GCC unroll 5
+      for (int kx = 0; kx < size; ++kx) {
+        sum += weight[ky * size + kx] * load(x + p * step + ky * row + kx * channels);
+      }
+    }
+    store(a + p * a_stride, sum);
+  }
+}
+
+// The depthwise result of the output pixels [first, first + count), without activation, into a [count, p.channels].
+template <class T, class R>
+static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __restrict__ a, const SeparableShape& s,
+                           int64_t first, int64_t count) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const int64_t C = s.channels, K = s.size, row = s.width * C, step = s.stride * C;
+  const int64_t total = s.batch * s.height * row;
+  // Columns [inner_begin, inner_end) have all their taps.
+  const int64_t inner_begin = (s.padding + s.stride - 1) / s.stride;
+  const int64_t reach = s.width + s.padding - K;
+  const int64_t inner_end = reach < 0 ? 0 : smaller(reach / s.stride + 1, s.out_width);
+  int64_t length;
+  for (int64_t done = 0; done < count; done += length) {
+    const int64_t pixel = first + done, line = pixel / s.out_width, column = pixel - line * s.out_width;
+    length = smaller(count - done, s.out_width - column);
+    const int64_t sample = line / s.out_height;
+    const int64_t top = (line - sample * s.out_height) * s.stride - s.padding;
+    const int64_t y_begin = larger(0, -top), y_end = smaller(K, s.height - top);
+    const int64_t corner = ((sample * s.height + top) * s.width + column * s.stride - s.padding) * C;
+    const bool all_rows = y_begin == 0 && y_end == K && (K == 3 || K == 5);
+    const int64_t begin = all_rows ? smaller(larger(inner_begin - column, 0), length) : length;
+    const int64_t end = all_rows ? larger(smaller(inner_end - column, length), begin) : length;
+    for (int64_t c = 0; c < C; c += kLanes) {
+      const R* const w = p.depthwise + c;
+      const V bias = load(p.depthwise_bias + c);
+      R* const result = a + done * p.channels + c;
+      const bool fits = corner + c + (end - 1) * step + (K - 1) * (row + C) + kLanes <= total;
+      const int64_t stop = fits ? end : begin;
+      if (begin < stop) {
+        const T* const source = x + corner + c + begin * step;
+        if (K == 3) {
+          depthwise_inner<3>(source, step, row, C, w, p.channels, bias, result + begin * p.channels, p.channels,
+                             stop - begin);
+        } else {
+          depthwise_inner<5>(source, step, row, C, w, p.channels, bias, result + begin * p.channels, p.channels,
+                             stop - begin);
+        }
+      }
+      for (int64_t k = begin == 0 ? stop : 0; k < length; k = k + 1 == begin ? stop : k + 1) {
+        const int64_t left = (column + k) * s.stride - s.padding;
+        const V sum = depthwise_pixel<T, V>(x, total, corner + c + k * step, row, C, w, p.channels, K, y_begin, y_end,
+                                            larger(0, -left), smaller(K, s.width - left), bias);
+        store(result + k * p.channels, sum);
+      }
+    }
+  }
+}
+
+// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds kPixelsLast * p.channels elements.
+template <class T>
+static void separable_conv2d_channels_last(const T* __restrict__ x, typename Element<T>::Type* packed,
+                                           T* __restrict__ y, typename Element<T>::Type* buffer,
+                                           const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = typename Element<T>::Type;
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kPanel = kVectors * kLanes;
+  const Packed<R> p = packed_at<T>(packed, s);
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  for (int64_t first = begin * kPixelsLast; first < smaller(end * kPixelsLast, pixels); first += kPixelsLast) {
+    const int64_t count = smaller(kPixelsLast, pixels - first);
+    depthwise_last(x, p, buffer, s, first, count);
+    activate_buffer<V>(s.activation, buffer, count * p.channels);
+    for (int64_t o = 0; o < s.outputs; o += kPanel) {
+      const int64_t columns = smaller(kPanel, s.outputs - o);
+      for (int64_t m = 0; m < count; m += kRows) {
+        product_columns<false, V, R>(columns, buffer + m * p.channels, p.channels, p.pointwise + o * s.channels,
+                                     round_up(columns, kLanes), p.pointwise_bias + o, s.channels, s.output_activation,
+                                     y + (first + m) * s.outputs + o, s.outputs, smaller(kRows, count - m));
+      }
+    }
+  }
+}

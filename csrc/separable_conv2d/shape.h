@@ -1,0 +1,13 @@
+// Sizes of one depthwise-separable convolution; plain numbers, for host and loops alike.
+#pragma once
+
+#include <cstdint>
+
+#include "common/activation.h"
+
+struct SeparableShape {
+  int64_t batch, channels, outputs;
+  int64_t height, width, out_height, out_width;
+  int64_t size, stride, padding;  // of the depthwise window
+  Activation activation, output_activation;
+};

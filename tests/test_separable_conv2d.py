@@ -1,0 +1,145 @@
+"""separable_conv2d: the contract of every op, and what is special to this one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import DifferentiableOpContract, gradients, requiring_grad, weighted_sum
+
+from evkernels import ops
+from evkernels.testing import assert_matches, tensor
+
+ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+
+
+def eager(
+    x, depthwise_weight, pointwise_weight, depthwise_bias=None, pointwise_bias=None, stride=1, padding=None,
+    activation="none", output_activation="none",
+):  # fmt: skip
+    padding = depthwise_weight.shape[-1] // 2 if padding is None else padding
+    a = ACTIVATIONS[activation](F.conv2d(x, depthwise_weight, depthwise_bias, stride, padding, groups=x.shape[1]))
+    return ACTIVATIONS[output_activation](F.conv2d(a, pointwise_weight, pointwise_bias))
+
+
+def sample(
+    n, c, o, height, width, k=3, stride=1, padding=None, activations=("none", "none"), biases=(True, True), **options
+):
+    """Arguments for one call; `options` are the dtype and layout of x."""
+    dtype = options.get("dtype", torch.float32)
+    return (
+        tensor(n, c, height, width, seed=1, **options),
+        tensor(c, 1, k, k, dtype=dtype, seed=2) * 0.5,
+        tensor(o, c, 1, 1, dtype=dtype, seed=3) * c**-0.5,
+        tensor(c, dtype=dtype, seed=4) if biases[0] else None,
+        tensor(o, dtype=dtype, seed=5) if biases[1] else None,
+        stride,
+        padding,
+        *activations,
+    )
+
+
+class TestSeparableConv2d(DifferentiableOpContract):
+    def op(self, *arguments):
+        return ops.separable_conv2d(*arguments)
+
+    def eager(self, *arguments):
+        return eager(*arguments)
+
+    def samples(self, dtype, layout, large):
+        options = {"dtype": dtype, "layout": layout}
+        return [
+            sample(2, 2, 3, 3, 4, activations=("silu", "gelu"), **options),
+            sample(1, 1, 1, 1, 1, **options),
+            sample(2, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
+            sample(1, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
+            sample(1, 2, 2, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options),
+            *[sample(2, 24, 70, 19, 43, k=5, activations=("gelu", "none"), **options)] * large,
+            *[sample(2, 33, 40, 25, 50, stride=2, activations=("silu", "gelu"), **options)] * large,
+        ]
+
+    def empty_samples(self):
+        return [sample(0, 3, 4, 5, 6, activations=("silu", "gelu"))]
+
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(
+        ("height", "width", "k", "stride", "padding"),
+        [(2, 400, 3, 1, 1), (3, 390, 3, 2, 0), (13, 97, 5, 1, 2), (300, 1, 3, 2, 1), (1, 1, 31, 1, 15), (2, 3, 5, 2, 6)],
+    )
+    def test_tiles_cover_every_shape(self, backend, height, width, k, stride, padding, memory):
+        """Rows longer and shorter than a tile, borders wider than the image. Whole numbers: sums must be exact."""
+        if backend.is_slow:
+            height, width = min(height, 21), min(width, 37)
+        arguments = sample(2, 5, 7, height, width, k, stride, padding, layout=memory)
+        arguments = [(4 * v).round() if isinstance(v, torch.Tensor) else v for v in arguments]
+        on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
+        assert torch.equal(ops.separable_conv2d(*on_device).cpu(), eager(*arguments))
+
+    @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e4, -1e4, 1e38, 1e-40])
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    def test_extreme_values(self, backend, activation, value, memory):
+        """One extreme value in the middle of the image: the pattern of plain PyTorch, nothing beside it."""
+        arguments = sample(1, 3, 4, 9, 9, activations=(activation, "none"), layout=memory)
+        arguments[0][0, 1, 4, 5] = value
+        on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
+        wide = [v.double() if isinstance(v, torch.Tensor) else v for v in arguments]
+        assert_matches(ops.separable_conv2d(*on_device), eager(*wide), eager(*arguments))
+
+    @pytest.mark.parametrize("frozen", ["weights", "input", "all but the last bias"])
+    def test_gradients_of_some_arguments(self, backend, frozen):
+        arguments = self.tiny()
+        kept = {"weights": [0], "input": [1, 2, 3, 4], "all but the last bias": [4]}[frozen]
+        expected = gradients(self.eager, arguments)
+        given = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
+        for k in kept:
+            given[k] = given[k].detach().requires_grad_()
+        weighted_sum([self.op(*given)]).backward()
+        for k in range(5):
+            if k in kept:
+                torch.testing.assert_close(given[k].grad.cpu(), expected[k], rtol=1e-10, atol=1e-10)
+            else:
+                assert given[k].grad is None
+
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "transposed", "expanded"])
+    def test_gradient_of_any_strides(self, backend, memory):
+        arguments = requiring_grad(sample(2, 3, 4, 5, 6, activations=("silu", "gelu"), dtype=torch.float64))
+        results = []
+        for function, device in ((self.op, backend.device), (self.eager, "cpu")):
+            given = requiring_grad([v.to(device) if isinstance(v, torch.Tensor) else v for v in arguments])
+            grad = tensor(2, 4, 5, 6, dtype=torch.float64, layout=memory).to(device)
+            results.append(torch.autograd.grad(function(*given), given[:5], grad))
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual.cpu(), expected, rtol=1e-10, atol=1e-10)
+
+    def test_autocast_casts_every_tensor(self):
+        arguments = sample(1, 2, 3, 4, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = ops.separable_conv2d(*arguments)
+        narrow = [v.bfloat16() if isinstance(v, torch.Tensor) else v for v in arguments]
+        assert torch.equal(y, ops.separable_conv2d(*narrow))
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({0: (2, 3, 4)}, ValueError, r"x must be \[N, C, H, W\].*\(2, 3, 4\)"),
+            ({1: (2, 1, 3, 3)}, ValueError, r"depthwise_weight must be .*C = x.shape\[1\] = 3.*\(2, 1, 3, 3\)"),
+            ({1: (3, 1, 4, 4)}, ValueError, r"depthwise_weight must be .*odd.*\(3, 1, 4, 4\)"),
+            ({2: (4, 2, 1, 1)}, ValueError, r"pointwise_weight must be \[O, C, 1, 1\].*\(4, 2, 1, 1\)"),
+            ({2: (4, 3)}, ValueError, r"pointwise_weight must be \[O, C, 1, 1\].*\(4, 3\)"),
+            ({3: (4,)}, ValueError, r"depthwise_bias must be .*\(3,\), got \(4,\)"),
+            ({4: (3,)}, ValueError, r"pointwise_bias must be .*\(4,\), got \(3,\)"),
+            ({5: 3}, ValueError, "stride must be 1 or 2, got 3"),
+            ({6: -1}, ValueError, "padding must be at least 0, got -1"),
+            ({0: (2, 3, 2, 2), 6: 0}, ValueError, "x must be at least as large as"),
+            ({7: "tanh"}, ValueError, "activation must be one of .*'tanh'"),
+            ({8: "swish"}, ValueError, "output_activation must be one of .*'swish'"),
+            ({2: torch.zeros(4, 3, 1, 1).double()}, TypeError, "pointwise_weight must be of dtype torch.float32"),
+            ({4: torch.zeros(4, device="meta")}, ValueError, "pointwise_bias must be on the device of x, cpu, got meta"),
+            ({2: None}, TypeError, "pointwise_weight must be a torch.Tensor, got NoneType"),
+        ],
+    )
+    def test_rejects(self, change, error, message):
+        arguments = list(sample(2, 3, 4, 5, 6))
+        for position, value in change.items():
+            arguments[position] = torch.zeros(value) if isinstance(value, tuple) else value
+        with pytest.raises(error, match=message):
+            ops.separable_conv2d(*arguments)
