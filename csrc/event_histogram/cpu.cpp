@@ -45,8 +45,8 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
   };
   torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
     for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
-      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, t, events, shape, offsets[w], offsets[w + 1],
-                                         first_bin, last_bin, out + w * window_size, task.dropped);
+      task.is_unsorted = !EVKERNELS_CALL(fill_sorted, t, events, shape, offsets[w], offsets[w + 1], first_bin, last_bin,
+                                         out + w * window_size, task.dropped);
     });
   });
   bool any_unsorted = false;
@@ -58,8 +58,8 @@ int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape
     torch::stable::parallel_for(0, tasks.size(), grain, [&](int64_t begin, int64_t end) {
       for_each_window(begin, end, [&](int64_t w, int64_t first_bin, int64_t last_bin, Task& task) {
         if (!is_unsorted[w]) return;
-        EVKERNELS_CALL(fill_unsorted, t, events, shape, offsets[w], offsets[w + 1], first_bin,
-                       last_bin, out + w * window_size, task.dropped);
+        EVKERNELS_CALL(fill_unsorted, t, events, shape, offsets[w], offsets[w + 1], first_bin, last_bin,
+                       out + w * window_size, task.dropped);
       });
     });
   }
@@ -81,8 +81,7 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
                         std::is_sorted(window_offsets.begin(), window_offsets.end()),
                     "offsets must start at 0, end at the number of events and never decrease");
   }
-  Tensor histogram =
-      torch::stable::empty(histogram_sizes(offsets, shape), ScalarType::Byte, std::nullopt, x.device());
+  Tensor histogram = torch::stable::empty(histogram_sizes(offsets, shape), ScalarType::Byte, std::nullopt, x.device());
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
   const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
