@@ -18,3 +18,33 @@ def tanh(x):
     s = x * x
     narrow = x * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0)))))
     return tl.where(tl.abs(x) < 0.25, narrow, wide)
+
+
+@triton.jit
+def normal_distribution(x):
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+
+
+@triton.jit
+def activate(x, KIND: tl.constexpr):
+    """KIND is "none", "relu", "silu" or "gelu"."""
+    if KIND == "relu":
+        return tl.where(x < 0, 0.0, x)
+    if KIND == "silu":
+        return x * sigmoid(x)
+    if KIND == "gelu":
+        return x * normal_distribution(x)
+    return x
+
+
+@triton.jit
+def activation_gradient(x, d_y, KIND: tl.constexpr):
+    """The gradient at the pre-activation x."""
+    if KIND == "relu":
+        return tl.where(x <= 0, 0.0, d_y)
+    if KIND == "silu":
+        s = sigmoid(x)
+        return d_y * (s * (1.0 + x * (1.0 - s)))
+    if KIND == "gelu":
+        return d_y * (normal_distribution(x) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327)
+    return d_y

@@ -22,10 +22,7 @@ constexpr int64_t kGrain = 32768;
 int64_t rows_per_task(int64_t elements_per_row) { return 1 + kGrain / elements_per_row; }
 
 template <class T>
-struct WideOf {
-  using Type = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  static constexpr ScalarType kDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-};
+constexpr ScalarType kComputeDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 template <class A>
 std::unique_ptr<A[]> memory(int64_t count) {
@@ -45,7 +42,7 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
     using T = typename decltype(t)::type;
     torch::stable::parallel_for(0, g.planes * g.out_height, rows_per_task(g.out_width * g.channels),
                                 [&](int64_t begin, int64_t end) {
-                                  const auto scratch = memory<typename WideOf<T>::Type>(g.forward_memory());
+                                  const auto scratch = memory<Compute<T>>(g.forward_memory());
                                   EVKERNELS_CALL(depthwise_forward, data<T>(x), data<T>(weight), data<T>(bias),
                                                  mutable_data<T>(y), g, kind, scratch.get(), begin, end);
                                 });
@@ -93,10 +90,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output,
   Tensor grad_bias = empty_or_nothing(need_bias, bias.has_value() ? *bias : x, MemoryFormat::Contiguous);
   dispatch_floating("depthwise_conv2d_backward", x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    using A = typename WideOf<T>::Type;
+    using A = Compute<T>;
     const bool recompute = kind != Activation::kNone, need_sums = need_weight || need_bias;
     std::optional<Tensor> d_pre;
-    if (recompute && need_x) d_pre = empty_output(x, g, WideOf<T>::kDtype, layout);
+    if (recompute && need_x) d_pre = empty_output(x, g, kComputeDtype<T>, layout);
     if (recompute || need_sums) {
       const int64_t units = g.planes * g.sums_per_plane();
       const auto sums = need_sums ? memory<A>(units * (g.k * g.k + 1) * g.channels) : nullptr;

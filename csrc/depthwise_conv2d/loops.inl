@@ -68,15 +68,16 @@ struct ForwardRows {
   const T *x, *weight, *bias;
   A *wide, *tile, *bias_tile, *ring, *zeros, *narrow;
   RowFilter<A> filter;
-  int64_t plane = -1, next_row = 0;
+  int64_t slot_size, plane = -1, next_row = 0;
 
   ForwardRows(const DepthwiseGeometry& geometry, const T* input, const T* weights, const T* biases, A*& memory)
       : g(geometry), x(input), weight(weights), bias(biases) {
     wide = take(memory, g.channels * g.k * g.k + 16);
     tile = take(memory, g.k * g.k * g.repeated());
     bias_tile = take(memory, g.repeated());
-    ring = take_zeros(memory, g.k * g.stride * g.input_group());
-    zeros = take_zeros(memory, g.stride * g.input_group());
+    slot_size = g.stride * g.input_group();
+    ring = take_zeros(memory, (g.k + 1) * slot_size);
+    zeros = ring + g.k * slot_size;
     narrow = take(memory, g.plain_row());
     filter.rows = filter.columns = g.k;
     filter.channels = g.channels;
@@ -119,16 +120,16 @@ struct ForwardRows {
       next_row = first;
     }
     if (next_row < first) next_row = first;
-    for (; next_row < first + g.k; ++next_row) {
-      const int64_t row = next_row - g.padding;
-      if (row >= 0 && row < g.height) unpack(row, slot(next_row));
-    }
+    A* slot = ring + first % g.k * slot_size;
     for (int64_t r = 0; r < g.k; ++r) {
       const int64_t row = first + r - g.padding;
-      filter.row[r] = row >= 0 && row < g.height ? slot(first + r) : zeros;
+      const bool inside = row >= 0 && row < g.height;
+      if (inside && first + r >= next_row) unpack(row, slot);
+      filter.row[r] = inside ? slot : zeros;
+      slot = slot + slot_size == zeros ? ring : slot + slot_size;
     }
+    next_row = first + g.k;
   }
-  A* slot(int64_t padded_row) { return ring + padded_row % g.k * g.stride * g.input_group(); }
 };
 
 // Output rows [begin, end) of all planes.
@@ -139,8 +140,10 @@ static void depthwise_forward(const T* x, const T* weight, const T* bias, T* y, 
   ForwardRows<T> rows(g, x, weight, bias, memory);
   A* const pre = take(memory, g.plain_row());
   const int64_t count = g.out_width * g.channels;
-  for (int64_t i = begin; i < end; ++i) {
-    rows.go_to(i / g.out_height, i % g.out_height);
+  int64_t plane = begin / g.out_height, row = begin % g.out_height;
+  for (int64_t i = begin; i < end; ++i, row = row + 1 == g.out_height ? 0 : row + 1) {
+    if (i > begin && row == 0) ++plane;
+    rows.go_to(plane, row);
     if constexpr (__is_same(T, A)) {
       if (activation == Activation::kNone) {
         convolve(rows.filter, y + i * count, count);

@@ -9,15 +9,7 @@
 #include "common/activations.inl"
 
 template <class T>
-struct WideType {
-  using Type = float;
-};
-template <>
-struct WideType<double> {
-  using Type = double;
-};
-template <class T>
-using Wide = typename WideType<T>::Type;
+using Wide = evkernels::Compute<T>;
 
 constexpr int64_t kLargestFilter = 31;
 
@@ -31,12 +23,18 @@ struct RowFilter {
   int64_t channels, repeated, period;
 };
 
+// to[j] = from[j]; they do not overlap. Here and below the end of a row is a vector that overlaps the one before.
 template <class T, class A>
 EVKERNELS_INLINE void widen(const T* from, A* to, int64_t count) {
   constexpr int kLanes = Arithmetic<T>::kLanes;
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) store(to + j, load(from + j));
-  if (j < count) store_partial(to + j, load_partial(from + j, count - j), count - j);
+  if (j == count) return;
+  if (count > kLanes) {
+    store(to + count - kLanes, load(from + count - kLanes));
+  } else {
+    store_partial(to, load_partial(from, count), count);
+  }
 }
 
 // The first `count` lanes of v, zeros behind.
@@ -94,7 +92,6 @@ static void convolve_row(const RowFilter<A>& f, A* __restrict__ out, int64_t cou
     }
   }
   if (count % kLanes == 0) return;
-  // The end of the row: a vector that overlaps the one before, or a partial one in a row shorter than a vector.
   if (count > kLanes) {
     store(out + count - kLanes, convolve_at<kRows, kColumns>(f, count - kLanes));
   } else {
@@ -137,9 +134,8 @@ static void add_products(const A* const* rows, const int64_t* offsets, const A* 
   for (int r = 0; r < kRows; ++r) row[r] = rows[r];
   for (int c = 0; c < kColumns; ++c) offset[c] = offsets[c];
   for (int64_t start = 0; start < period && start < count; start += kLanes) {
-    V sum[kRows * kColumns];
-#pragma GCC unroll 25
-    for (int tap = 0; tap < kRows * kColumns; ++tap) sum[tap] = load(sums + tap * period + start);
+    // A row is summed on its own before it joins the rows above: rounding errors grow with the longer of the two.
+    V sum[kRows * kColumns] = {};
     int64_t j = start;
     for (; j + kLanes <= count; j += period) {
       const V d_j = load(d + j);
@@ -162,7 +158,10 @@ static void add_products(const A* const* rows, const int64_t* offsets, const A* 
       }
     }
 #pragma GCC unroll 25
-    for (int tap = 0; tap < kRows * kColumns; ++tap) store(sums + tap * period + start, sum[tap]);
+    for (int tap = 0; tap < kRows * kColumns; ++tap) {
+      A* const total = sums + tap * period + start;
+      store(total, load(total) + sum[tap]);
+    }
   }
 }
 
@@ -186,11 +185,13 @@ static void accumulate(const RowFilter<A>& f, const A* d, A* sums, A* sum_d, int
       }
     }
   }
-  int64_t j = 0, at = 0;
-  for (; j + kLanes <= count; j += kLanes, at = at + kLanes == f.period ? 0 : at + kLanes) {
-    store(sum_d + at, load(sum_d + at) + load(d + j));
+  for (int64_t start = 0; start < f.period && start < count; start += kLanes) {
+    typename Arithmetic<A>::Type sum = {};
+    int64_t j = start;
+    for (; j + kLanes <= count; j += f.period) sum += load(d + j);
+    if (j < count) sum += first_lanes(load(d + j), count - j);
+    store(sum_d + start, load(sum_d + start) + sum);
   }
-  if (j < count) store(sum_d + at, load(sum_d + at) + first_lanes(load(d + j), count - j));
 }
 
 template <Activation kind, class T, class A>
