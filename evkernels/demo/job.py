@@ -27,6 +27,7 @@ def main_job(
             f"over {events.duration / 1e3:.1f} ms",
             f"windows: {windows} of {duration / 1e3:.2f} ms, {stages.BINS} bins each",
             report.machine(device),
+            report.served_by(device),
             *notes,
             *more,
         ]

@@ -41,27 +41,12 @@ def _replace(module: nn.Module) -> nn.Module:
 
 def _plain(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, SeparableBlock):
-        return _block(layer)
+        return nn.Sequential(*layer)
     if isinstance(layer, SeparableConv2d):
         return _Separable(layer)
     if isinstance(layer, ConvLSTMCell):
         return _ConvLSTM(layer)
     return None
-
-
-def _block(layer: SeparableBlock) -> nn.Sequential:
-    state = layer.state_dict()
-    depthwise, pointwise = state["0.weight"], state["3.weight"]
-    inputs, outputs = pointwise.shape[1], pointwise.shape[0]
-    size = depthwise.shape[-1]
-    return nn.Sequential(
-        nn.Conv2d(inputs, inputs, size, layer.stride, size // 2, groups=inputs),
-        nn.BatchNorm2d(inputs),
-        nn.GELU(),
-        nn.Conv2d(inputs, outputs, 1),
-        nn.BatchNorm2d(outputs),
-        nn.GELU(),
-    )
 
 
 class _Separable(nn.Module):

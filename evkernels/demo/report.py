@@ -5,6 +5,7 @@ import platform
 import torch
 
 import evkernels
+from evkernels import backends
 from evkernels.demo.comparison import RULE, Row
 from evkernels.demo.training import FACTOR, Training
 
@@ -67,6 +68,16 @@ def baselines_sentence(training: Training) -> str:
     """The losses that need no learning."""
     parts = ", ".join(f'"{name}" {value:.5f}' for name, value in training.baselines.items())
     return f"for comparison, mean losses of predictions that learn nothing: {parts}"
+
+
+def served_by(device: torch.device) -> str:
+    """One line about what the fused ops are here."""
+    used = ("event_histogram", "separable_conv2d", "depthwise_conv2d", "lstm_gates")
+    names = {op: backends.serving(op, device.type)[0] for op in used}
+    if set(names.values()) == {"reference"}:
+        reason = backends.compiled_error or f"{backends.chosen()} was chosen"
+        return f"fused ops: there are none here, the references run everywhere and speed-ups mean nothing ({reason})"
+    return "fused ops: " + ", ".join(f"{op} by {name}" for op, name in names.items())
 
 
 def machine(device: torch.device) -> str:
