@@ -39,7 +39,7 @@ def main_job(
         _show_stages(terminal, rows)
         trained = _training(terminal, model, focused, rows[-1].best(fused=True)[0], device, steps, seed)
     failures = _failures(rows, trained)
-    names = _pictures(terminal, out, data, focused, rows, trained, int(events.t[0]))
+    names = _pictures(terminal, out, data, focused, rows, trained, events)
     (out / "report.md").write_text(report.markdown(facts, rows, trained, failures, names), encoding="utf-8")
     terminal.line(f"written to {out}/: report.md, {', '.join(names.values())}")
     terminal.line("DISAGREED: " + "; ".join(failures) if failures else "everything agreed")
@@ -91,11 +91,18 @@ def _failures(rows: list[Row], trained: training.Training) -> list[str]:
     return failures if trained.curves_agree else [*failures, "loss curves"]
 
 
-def _pictures(terminal, out, data, focused, rows, trained, first_us) -> dict[str, str]:
+def _frame(events: Events, window: Events) -> Events:
+    """The window, prolonged where it holds too few events to recognise anything on so many pixels."""
+    enough = min(len(events), max(len(window), events.width * events.height // 15))
+    begin = min(int((events.t < window.t[0]).sum()), len(events) - enough)
+    return events.slice_time(int(events.t[begin]), int(events.t[begin + enough - 1]) + 1)
+
+
+def _pictures(terminal, out, data, focused, rows, trained, events) -> dict[str, str]:
     """Draws all pictures; their file names by title."""
     with terminal.step("4/4 pictures and report", 4) as advance:
-        fullest = max(data.events, key=len)
-        pictures.draw_event_frame(out / "event_frame.png", fullest, int(fullest.t[0]) - first_us)
+        frame = _frame(events, max(data.events, key=len))
+        pictures.draw_event_frame(out / "event_frame.png", frame, int(frame.t[0]) - int(events.t[0]))
         advance()
         predicted = training.predict(trained.runs["fused"].model, focused[:-1])
         last, target = (value.float().cpu().numpy() for value in (focused[-2], focused[-1]))

@@ -10,12 +10,15 @@ from evkernels.demo.comparison import Row
 from evkernels.demo.training import Training
 from evkernels.events import Events, event_frame
 
+_DPI = 110
 _FUSED, _REFERENCE, _PLAIN = "#d1495b", "#8d96a3", "#30638e"
 
 
 def draw_event_frame(path: Path, events: Events, start_us: int) -> None:
-    """The events of one window where they happened."""
-    figure = _figure(_width_for(events.width, events.height, 5.5), 5.5)
+    """The events where they happened; `start_us` is when the first did, on the recording's own clock."""
+    # At least one pixel of the picture for each of the sensor's, or single events would be lost.
+    inches = max(5.5, events.height / _DPI)
+    figure = _figure(inches * events.width / events.height + 1.2, inches + 1.2)
     axes = figure.add_subplot()
     axes.imshow(event_frame(events), interpolation="nearest")
     on = int(events.p.sum())
@@ -36,8 +39,9 @@ def draw_prediction(path: Path, last: np.ndarray, predicted: np.ndarray, target:
         "actual next window (not trained on)": target,
     }
     side_by_side = width < 2 * height
-    panel = _width_for(width, height, 4.0) - 1.2
-    figure = _figure(3 * panel + 1.4, 4.9) if side_by_side else _figure(panel + 1.4, 3 * 4.4)
+    panel = float(np.clip(4 * width / height, 2.5, 6))
+    tall = panel * height / width + 1.2
+    figure = _figure(3 * panel + 1.4, tall + 0.4) if side_by_side else _figure(panel + 1.4, 3 * tall + 0.4)
     axes = figure.subplots(*((1, 3) if side_by_side else (3, 1)), squeeze=False).ravel()
     # One scale for all three, so that a faint prediction looks faint.
     counts = np.stack([_by_polarity(value) for value in panels.values()])
@@ -47,15 +51,14 @@ def draw_prediction(path: Path, last: np.ndarray, predicted: np.ndarray, target:
         axis.set_title(f"{title}\n{value.sum():,.0f} events")
         axis.set(xlabel="column x [pixels]", ylabel="row y [pixels]")
     figure.suptitle(
-        f"Windows of {window_ms:.2f} ms; red ON, blue OFF, full colour from {scale:.0f} event{'s' * (scale > 1)} "
-        "per pixel and window"
+        f"Windows of {window_ms:.2f} ms; red ON, blue OFF, full colour from {scale:.0f} events per pixel and window\n"
     )
     _save(figure, path)
 
 
 def draw_losses(path: Path, training: Training) -> None:
     """Loss curves, and below them their distance from the reference with the limit."""
-    figure = _figure(8, 6.5)
+    figure = _figure(8, 7)
     curves, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     styles = {
         "reference": (_REFERENCE, "-", 5),
@@ -82,7 +85,7 @@ def draw_losses(path: Path, training: Training) -> None:
     distance.set_yscale("symlog", linthresh=float(min(value for value in training.allowed)) / 10 or 1e-9)
     distance.set(xlabel="training step", ylabel="|loss - reference's|")
     distance.set_ylim(bottom=0)
-    distance.legend(fontsize=8, ncols=2)
+    distance.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     _save(figure, path)
 
 
@@ -121,13 +124,8 @@ def _colours(counts: np.ndarray) -> np.ndarray:
     return np.clip(np.stack([1 - off, 1 - off - on, 1 - on], axis=-1), 0, 1)
 
 
-def _width_for(width: int, height: int, inches_high: float) -> float:
-    """The width of a figure whose picture is `inches_high`, within what a page can show."""
-    return float(np.clip(inches_high * width / height, 3.5, 11)) + 1.2
-
-
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure((width, height), dpi=110, layout="constrained")
+    figure = Figure((width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -81,6 +81,9 @@ class EventDecoder(nn.Module):
             SeparableConv2d(before, after, output_activation="gelu") for before, after in pairwise(sizes)
         )
         self.head = SeparableConv2d(sizes[-1], out_channels)
+        # Near zero to begin with: most pixels see no event in a window.
+        nn.init.normal_(self.head.pointwise.weight, std=0.01)
+        nn.init.zeros_(self.head.pointwise.bias)
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         for level, skip in zip(self.levels, reversed(skips), strict=True):
