@@ -38,8 +38,8 @@ def assert_matches(actual, exact, eager, what: str = "result") -> None:
     """`actual` is at most twice as far from `exact` (float64) as `eager` (in the kernel's dtype), plus one unit.
 
     Shapes and dtypes must be those of `eager`; NaN and infinities must stand where `eager` has them. Tuples are
-    compared element by element, integers must be equal. In float64 `exact` is itself rounded at every operation, so eight units are allowed
-    there.
+    compared element by element, integers must be equal. In float64 `exact` is itself rounded at every operation, so
+    eight units are allowed there.
     """
     if isinstance(eager, tuple | list):
         assert len(actual) == len(eager) == len(exact), f"{what}: {len(actual)} results, expected {len(eager)}"

@@ -34,8 +34,6 @@ def build_cpu_kernels() -> Path:
     return library
 
 
-sys.modules["evkernels._C"] = types.ModuleType("evkernels._C")
-import evkernels.ops  # noqa: E402, F401  (the schemas must exist before the kernels)
-
 torch.ops.load_library(build_cpu_kernels())
+sys.modules["evkernels._C"] = types.ModuleType("evkernels._C")
 sys.exit(pytest.main(sys.argv[1:]))

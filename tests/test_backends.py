@@ -14,7 +14,6 @@ from evkernels.ops.registration import schemas
 @pytest.fixture
 def recorder():
     """A backend of references that notes the ops it is called for; it lacks the ops named in `lacking`."""
-
     record = SimpleNamespace(calls=[], lacking=set())
 
     def kernel_of(op):
@@ -165,3 +164,17 @@ def test_what_is_compiled_does_not_depend_on_what_is_chosen():
     compiled = {(op, device): backends.has_compiled_kernel(op, device) for op in schemas for device in ("cpu", "cuda")}
     with use_backend("reference"):
         assert compiled == {key: backends.has_compiled_kernel(*key) for key in compiled}
+
+
+@pytest.mark.skipif(bool(backends.why_no_triton()), reason=str(backends.why_no_triton()))
+def test_a_cuda_torch_is_served_by_triton_where_the_build_has_no_cuda_kernel(monkeypatch):
+    assert "cuda" not in backends._default_tables() or torch.version.cuda
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_compiled_kernels", frozenset({("lstm_gates", "cuda")}))
+    served = backends._default_tables()["cuda"]
+    assert "lstm_gates" not in served
+    assert served["lstm_gates_backward"] is not None
+    assert None not in served.values(), "an op that Triton lacks stays with the reference"
+    monkeypatch.setattr(backends, "_compiled_kernels", frozenset((op, "cuda") for op in schemas))
+    assert backends._default_tables() == {}

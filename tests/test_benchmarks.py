@@ -229,7 +229,7 @@ class TestHarness:
         ("argv", "message"),
         [
             (["nonsense"], "no such op: nonsense; there are"),
-            (["--providers", "nonsense"], "no such provider: nonsense; there are compile, cpu, cuda, eager"),
+            (["--providers", "nonsense"], "no such provider: nonsense; there are "),
             (["--threads", "0"], "--threads must be at least 1, got 0"),
             (["--min-time", "0"], "--min-time must be more than 0 seconds, got 0.0"),
             (["--update-readme", "--readme", "missing.md"], "missing.md must contain the lines"),

@@ -1,12 +1,11 @@
 """depthwise_conv2d: the contract of every op, and what is special to this one."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-from contract import DifferentiableOpContract, gradients
+from contract import DifferentiableOpContract
 
 from evkernels import ops
-from evkernels.testing import assert_matches, tensor
+from evkernels.testing import tensor
 
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
@@ -33,11 +32,13 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
+        # The float64 result that others are measured by is itself rounded: no long sums for float64.
+        large = large and dtype != torch.float64
         return [
             sample(2, 3, 4, 5, activation="silu", **options),
             sample(1, 1, 1, 1, **options),
             sample(2, 17, 3, 6, stride=2, activation="gelu", **options),
-            sample(2, 3, 7, 37, k=5, activation="gelu", **options),
+            sample(1, 9, 4, 37, k=5, activation="gelu", **options),
             sample(1, 5, 9, 19, k=5, stride=2, bias=False, **options),
             sample(1, 2, 6, 9, k=7, stride=2, padding=4, activation="silu", **options),
             sample(2, 16, 5, 4, k=1, activation="relu", **options),

@@ -73,6 +73,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 @needs_compiled
+@pytest.mark.slow
 def test_wheel_runs_in_a_clean_environment(sources, tmp_path):
     # Setuptools reads this file last: the build step is skipped, and its result is what stands in build_lib.
     (tmp_path / "setup.cfg").write_text(f"[build]\nbuild_lib = {tmp_path / 'lib'}\n[bdist_wheel]\nskip_build = 1\n")
@@ -105,6 +106,7 @@ def test_wheel_runs_in_a_clean_environment(sources, tmp_path):
     succeed(python, "-I", "-c", "import evkernels.triton_kernels", TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_install_is_pure_python(sources, tmp_path):
     (tmp_path / "bin").mkdir()
     wheel_command = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, sources)

@@ -62,7 +62,14 @@ class TestSeparableConv2d(DifferentiableOpContract):
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
     @pytest.mark.parametrize(
         ("height", "width", "k", "stride", "padding"),
-        [(2, 400, 3, 1, 1), (3, 390, 3, 2, 0), (13, 97, 5, 1, 2), (300, 1, 3, 2, 1), (1, 1, 31, 1, 15), (2, 3, 5, 2, 6)],
+        [
+            (2, 400, 3, 1, 1),
+            (3, 390, 3, 2, 0),
+            (13, 97, 5, 1, 2),
+            (300, 1, 3, 2, 1),
+            (1, 1, 31, 1, 15),
+            (2, 3, 5, 2, 6),
+        ],
     )
     def test_tiles_cover_every_shape(self, backend, height, width, k, stride, padding, memory):
         """Rows longer and shorter than a tile, borders wider than the image. Whole numbers: sums must be exact."""
@@ -133,7 +140,11 @@ class TestSeparableConv2d(DifferentiableOpContract):
             ({7: "tanh"}, ValueError, "activation must be one of .*'tanh'"),
             ({8: "swish"}, ValueError, "output_activation must be one of .*'swish'"),
             ({2: torch.zeros(4, 3, 1, 1).double()}, TypeError, "pointwise_weight must be of dtype torch.float32"),
-            ({4: torch.zeros(4, device="meta")}, ValueError, "pointwise_bias must be on the device of x, cpu, got meta"),
+            (
+                {4: torch.zeros(4, device="meta")},
+                ValueError,
+                "pointwise_bias must be on the device of x, cpu, got meta",
+            ),
             ({2: None}, TypeError, "pointwise_weight must be a torch.Tensor, got NoneType"),
         ],
     )

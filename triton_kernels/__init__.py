@@ -6,12 +6,28 @@ tensors.
 
 from evkernels.triton_kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.triton_kernels.event_histogram import event_histogram
+from evkernels.triton_kernels.gru_gates import (
+    gru_gates,
+    gru_gates_backward,
+    gru_reset,
+    gru_reset_backward,
+    gru_update,
+    gru_update_backward,
+)
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.triton_kernels.separable_conv2d import separable_conv2d
 
 __all__ = [
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",
+    "gru_gates",
+    "gru_gates_backward",
+    "gru_reset",
+    "gru_reset_backward",
+    "gru_update",
+    "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "separable_conv2d",
 ]

@@ -1,33 +1,14 @@
-"""ConvLSTM gates in Triton: one program takes BLOCK consecutive elements of the state, whatever rows they lie in.
-
-A row is `inner` elements: a sample if contiguous, a pixel if channels_last (see csrc/lstm_gates/loops.inl). The
-element at offset e of row r has its gate k at 3*r*inner + k*inner + e. Rows are found by one scalar 64-bit division
-per program and a 32-bit one per element; a two-dimensional grid over rows would leave most of each block idle when
-inner is a few channels.
-"""
+"""ConvLSTM gates in Triton: one program takes BLOCK consecutive elements of the state, see rows.py."""
 
 import torch
 import triton
 import triton.language as tl
 from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, inner_size, on_device_of
 from evkernels.triton_kernels.math import sigmoid, tanh
+from evkernels.triton_kernels.rows import BLOCK, row_offsets
 from torch import Tensor
 
 from evkernels.ops.registration import common_layout
-
-# Four elements per thread of the default four warps, so that float32 accesses are 16 bytes; eight double the registers.
-BLOCK = 512
-
-
-@triton.jit
-def _offsets(inner, total, BLOCK: tl.constexpr):
-    """Offsets of this program's elements in the state, of their gate block 0, and which of them exist."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    first_row = start // inner
-    within = (start - first_row * inner).to(tl.int32) + tl.arange(0, BLOCK)
-    row = first_row + (within // inner).to(tl.int64)
-    element = start + tl.arange(0, BLOCK)
-    return element, 3 * row * inner + element, element < total
 
 
 @triton.jit
@@ -35,7 +16,7 @@ def lstm_gates_forward_kernel(
     gates_ptr, c_ptr, h_ptr, c_next_ptr, inner, total,
     I: tl.constexpr, F: tl.constexpr, G: tl.constexpr, O: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    element, gate, mask = _offsets(inner, total, BLOCK)
+    element, gate, mask = row_offsets(inner, total, 4, BLOCK)
     stride = inner.to(tl.int64)
     i = sigmoid(tl.load(gates_ptr + gate + I * stride, mask).to(DTYPE))
     f = sigmoid(tl.load(gates_ptr + gate + F * stride, mask).to(DTYPE))
@@ -51,7 +32,7 @@ def lstm_gates_backward_kernel(
     d_h_ptr, d_c_next_ptr, gates_ptr, c_ptr, d_gates_ptr, d_c_ptr, inner, total,
     I: tl.constexpr, F: tl.constexpr, G: tl.constexpr, O: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    element, gate, mask = _offsets(inner, total, BLOCK)
+    element, gate, mask = row_offsets(inner, total, 4, BLOCK)
     stride = inner.to(tl.int64)
     i = sigmoid(tl.load(gates_ptr + gate + I * stride, mask).to(DTYPE))
     f = sigmoid(tl.load(gates_ptr + gate + F * stride, mask).to(DTYPE))

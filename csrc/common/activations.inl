@@ -4,7 +4,7 @@
 //
 // Unlike the clamped sigmoid of gates these multiply by x, so the tails must vanish exactly: exp covers the whole
 // range, and NaN and infinities come out as in PyTorch (SiLU and GELU of -inf are -inf * 0 = NaN). GELU takes the
-// normal distribution's lower tail as exp(-x^2/2) times a polynomial in 1 / (1 + 0.3 |x|): one exponential serves the
+// normal distribution's lower tail as exp(-x^2/2) times a polynomial in 1 / (1 + 0.34 |x|): one exponential serves the
 // function and its derivative, and negative arguments keep their relative accuracy, which 1 + erf(x / sqrt 2) loses.
 
 #if defined(EVKERNELS_LANES)
@@ -19,7 +19,8 @@ EVKERNELS_INLINE VecF exp(VecF x) {
   const VecF shifted = x * 1.44269504f + 12582912.0f;
   const VecF n = shifted - 12582912.0f;
   const VecF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  VecF q = r * 1.3888889e-3f + 8.3333333e-3f;
+  VecF q = r * 1.9841270e-4f + 1.3888889e-3f;
+  q = q * r + 8.3333333e-3f;
   q = q * r + 4.1666667e-2f;
   q = q * r + 1.6666667e-1f;
   q = q * r + 0.5f;
@@ -50,18 +51,19 @@ EVKERNELS_INLINE V normal_density(V bell) {
   return bell * 0.398942280f;
 }
 
-// The share of a normal distribution below x; `bell` is exp(-x^2 / 2). Relative error 6e-8 before rounding.
+// The share of a normal distribution below x; `bell` is exp(-x^2 / 2). Relative error 1.3e-8 before rounding.
 template <class V>
 EVKERNELS_INLINE V normal_distribution(V x, V bell) {
-  const V t = reciprocal(1.0f + 0.3f * absolute(x));
-  V tail = t * 3.83793448e-2f - 1.69170607e-1f;
-  tail = tail * t + 2.28668109e-1f;
-  tail = tail * t - 7.65142882e-2f;
-  tail = tail * t + 1.42540026e-1f;
-  tail = tail * t + 9.46819609e-2f;
-  tail = tail * t + 1.21920658e-1f;
-  tail = tail * t + 1.19487655e-1f;
-  tail = (tail * t + 7.17029864e-6f) * bell;
+  const V t = reciprocal(1.0f + 0.34f * absolute(x));
+  V tail = t * -2.82823574e-2f + 1.50103256e-1f;
+  tail = tail * t - 2.95430869e-1f;
+  tail = tail * t + 2.28488013e-1f;
+  tail = tail * t - 6.38461784e-2f;
+  tail = tail * t + 1.24223761e-1f;
+  tail = tail * t + 1.12585947e-1f;
+  tail = tail * t + 1.36583000e-1f;
+  tail = tail * t + 1.35573432e-1f;
+  tail = (tail * t + 1.98863586e-6f) * bell;
   return select(x < 0.0f, tail, 1.0f - tail);
 }
 

@@ -16,7 +16,7 @@
 namespace evkernels::device_math {
 
 // 2^x, at most 2 ulp on the device.
-__device__ __forceinline__ float ex2(float x) {
+__host__ __device__ __forceinline__ float ex2(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -27,7 +27,7 @@ __device__ __forceinline__ float ex2(float x) {
 }
 
 // 1/x, at most 1 ulp on the device.
-__device__ __forceinline__ float rcp(float x) {
+__host__ __device__ __forceinline__ float rcp(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -37,7 +37,7 @@ __device__ __forceinline__ float rcp(float x) {
 #endif
 }
 
-__device__ __forceinline__ float exp(float x) {
+__host__ __device__ __forceinline__ float exp(float x) {
   // Beyond +-110 the result is infinite or zero anyway, and infinity minus infinity is avoided. NaN passes both.
   x = x > 110.0f ? 110.0f : x;
   x = x < -110.0f ? -110.0f : x;
@@ -48,9 +48,9 @@ __device__ __forceinline__ float exp(float x) {
   return ex2(high) * fmaf(low, 0.693147182f, 1.0f);
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return rcp(1.0f + exp(-x)); }
+__host__ __device__ __forceinline__ float sigmoid(float x) { return rcp(1.0f + exp(-x)); }
 
-__device__ __forceinline__ float tanh(float x) {
+__host__ __device__ __forceinline__ float tanh(float x) {
   const float magnitude = fabsf(x);
   const float large = fmaf(-2.0f, rcp(1.0f + exp(2.0f * magnitude)), 1.0f);
   // Minimax polynomial of tanh(x)/x in x^2 on |x| < 0.55, relative error 1.1e-9: above, cancellation costs nothing yet.
@@ -63,8 +63,14 @@ __device__ __forceinline__ float tanh(float x) {
   return copysignf(magnitude < 0.55f ? small : large, x);
 }
 
-__device__ __forceinline__ double exp(double x) { return ::exp(x); }
-__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
-__device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+// Only CPU loops need their products kept apart, see common/vec.inl.
+template <class V>
+__device__ __forceinline__ V rounded(V product) {
+  return product;
+}
+
+__host__ __device__ __forceinline__ double exp(double x) { return ::exp(x); }
+__host__ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
+__host__ __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
 
 }  // namespace evkernels::device_math

@@ -48,15 +48,19 @@ inline int64_t inner_size(const Tensor& state, MemoryFormat layout) {
   return state.size(0) == 0 ? 1 : state.numel() / state.size(0);
 }
 
-// Checks a gradient against the tensor it belongs to and brings it into the layout; absent gradients stay absent.
-inline void bring_gradient(const char* name, std::optional<Tensor>& gradient, const Tensor& shape_of, ScalarType dtype,
+// Checks a gradient against the tensor it belongs to and brings it into the layout.
+inline void bring_gradient(const char* name, Tensor& gradient, const Tensor& shape_of, ScalarType dtype,
                            MemoryFormat layout) {
-  if (!gradient.has_value()) return;
-  STD_TORCH_CHECK(gradient->dim() == shape_of.dim() && gradient->scalar_type() == dtype, name,
+  STD_TORCH_CHECK(gradient.dim() == shape_of.dim() && gradient.scalar_type() == dtype, name,
                   " must have the rank and dtype of the result it belongs to");
   for (int64_t d = 0; d < shape_of.dim(); ++d)
-    STD_TORCH_CHECK(gradient->size(d) == shape_of.size(d), name, " must have the shape of the result it belongs to");
-  gradient = in_layout(*gradient, layout);
+    STD_TORCH_CHECK(gradient.size(d) == shape_of.size(d), name, " must have the shape of the result it belongs to");
+  gradient = in_layout(gradient, layout);
+}
+// Absent gradients stay absent.
+inline void bring_gradient(const char* name, std::optional<Tensor>& gradient, const Tensor& shape_of, ScalarType dtype,
+                           MemoryFormat layout) {
+  if (gradient.has_value()) bring_gradient(name, *gradient, shape_of, dtype, layout);
 }
 
 template <class T>

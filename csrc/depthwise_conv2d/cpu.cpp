@@ -21,9 +21,6 @@ constexpr int64_t kGrain = 32768;
 
 int64_t rows_per_task(int64_t elements_per_row) { return 1 + kGrain / elements_per_row; }
 
-template <class T>
-constexpr ScalarType kComputeDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
 template <class A>
 std::unique_ptr<A[]> memory(int64_t count) {
   return std::unique_ptr<A[]>(new A[count]);
@@ -51,8 +48,8 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
 }
 
 // Adds up the partial sums [unit][k * k + 1][channels] in the order of the units.
-template <class T, class A>
-void reduce_sums(const A* sums, T* grad_weight, T* grad_bias, const DepthwiseGeometry& g) {
+template <class T>
+void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const DepthwiseGeometry& g) {
   const int64_t taps = g.k * g.k, units = g.sums_per_plane();
   for (int64_t filter = 0; filter < g.filters; ++filter) {
     for (int64_t tap = grad_weight ? 0 : taps; tap < (grad_bias ? taps + 1 : taps); ++tap) {
@@ -63,11 +60,7 @@ void reduce_sums(const A* sums, T* grad_weight, T* grad_bias, const DepthwiseGeo
         }
       }
       T* const to = tap < taps ? grad_weight + filter * taps + tap : grad_bias + filter;
-      if constexpr (std::is_same_v<T, A>) {
-        *to = static_cast<T>(total);
-      } else {
-        *to = from_float<T>(static_cast<float>(total));
-      }
+      *to = from_float<T>(static_cast<Compute<T>>(total));
     }
   }
 }
@@ -96,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output,
     if (recompute && need_x) d_pre = empty_output(x, g, kComputeDtype<T>, layout);
     if (recompute || need_sums) {
       const int64_t units = g.planes * g.sums_per_plane();
-      const auto sums = need_sums ? memory<A>(units * (g.k * g.k + 1) * g.channels) : nullptr;
+      const auto sums = need_sums ? memory<double>(units * (g.k * g.k + 1) * g.channels) : nullptr;
       A* const d_pre_data = d_pre.has_value() ? mutable_data<A>(*d_pre) : nullptr;
       const int64_t grain = rows_per_task(g.rows_per_sum() * g.out_width * g.channels);
       torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
@@ -104,8 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output,
         EVKERNELS_CALL(depthwise_backward_sums, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output),
                        d_pre_data, sums.get(), g, kind, scratch.get(), begin, end);
       });
-      reduce_sums<T, A>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
-                        need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
+      reduce_sums<T>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
+                     need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
     }
     if (!need_x) return;
     const auto input_sweep = [&](const auto* d) {

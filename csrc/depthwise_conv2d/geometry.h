@@ -25,10 +25,27 @@ struct DepthwiseGeometry {
   // Taps in one direction that reach an input pixel, at most.
   int64_t reach() const { return (k + stride - 1) / stride; }
 
-  // Elements of one group of columns of an unpacked input row, and of an unpacked row of the output's gradient, with
-  // room for a vector beyond the end.
-  int64_t input_group() const { return (larger((width + padding) / stride, out_width + k) + 2) * channels + 16; }
-  int64_t gradient_row() const { return (larger(out_width, (width + padding) / stride + 1) + k + 1) * channels + 16; }
+  // Unpacked input rows are split by the remainders of row and column at stride s into s * s groups of `pitch` elements
+  // per row; unpacked rows of the output's gradient are not split.
+  int64_t input_pitch() const {
+    return (larger((width + padding + stride - 1) / stride, out_width + (k - 1) / stride) + 1) * channels;
+  }
+  int64_t gradient_pitch() const {
+    return (larger(out_width, (width - 1 + padding) / stride + 1) + reach()) * channels;
+  }
+
+  // Rows that are unpacked and convolved as one: few enough that they stay in the cache (L1 if contiguous), and where
+  // single rows are long already, so many that unpacking the k - 1 rows that bands share costs little.
+  int64_t band(int64_t pitch, int64_t limit) const {
+    const int64_t small = 8192 / (pitch * stride * stride), shared = 65536 / (pitch * stride * stride);
+    const int64_t wanted = larger(larger(small, shared < 4 * k ? shared : 4 * k), 1);
+    return wanted < limit ? wanted : limit;
+  }
+  int64_t output_band() const { return band(input_pitch(), out_height); }
+  int64_t input_band() const { return band(gradient_pitch(), height); }
+  int64_t input_group_rows() const { return output_band() + (k - 1) / stride + 1; }
+  int64_t gradient_rows() const { return input_band() / stride + reach() + 2; }
+
   int64_t plain_row() const { return (larger(width, out_width) + 1) * channels + 16; }
   // Filter values repeated along the channels so that a vector can start at any channel.
   int64_t repeated() const { return channels + 16; }
@@ -39,11 +56,17 @@ struct DepthwiseGeometry {
     return period;
   }
 
-  // Elements of memory that each loop function needs.
+  // Elements of memory that each loop function needs; unpacked rows have room for a vector behind them.
   int64_t filter_memory() const { return channels * k * k + (k * k + 1) * repeated() + 16; }
-  int64_t forward_memory() const { return filter_memory() + (k + 1) * stride * input_group() + 2 * plain_row(); }
+  int64_t unpacked_input() const { return stride * stride * input_group_rows() * input_pitch() + k * channels + 16; }
+  int64_t unpacked_gradient() const { return gradient_rows() * gradient_pitch() + k * channels + 16; }
+  int64_t forward_memory() const {
+    return filter_memory() + unpacked_input() + plain_row() + output_band() * input_pitch() + 16;
+  }
   int64_t sums_memory() const { return forward_memory() + plain_row() + (k * k + 1) * longest_period(); }
-  int64_t input_memory() const { return filter_memory() + (reach() + 1) * gradient_row() + (stride + 1) * plain_row(); }
+  int64_t input_memory() const {
+    return filter_memory() + unpacked_gradient() + stride * (input_band() * gradient_pitch() + 16) + plain_row();
+  }
 
  private:
   static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

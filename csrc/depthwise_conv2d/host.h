@@ -2,6 +2,8 @@
 // checks that users meet are in evkernels/ops/depthwise_conv2d.py.
 #pragma once
 
+#include <type_traits>
+
 #include "common/activation_host.h"
 #include "common/tensor.h"
 #include "depthwise_conv2d/geometry.h"
@@ -53,5 +55,9 @@ inline Tensor empty_or_nothing(bool needed, const Tensor& like, MemoryFormat lay
   if (needed) return empty_in_layout(like, like.scalar_type(), layout);
   return torch::stable::empty({0}, like.scalar_type(), std::nullopt, like.device());
 }
+
+// The dtype in which values stored as T are computed.
+template <class T>
+constexpr ScalarType kComputeDtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 }  // namespace evkernels

@@ -12,6 +12,7 @@ template <class T>
 using Wide = evkernels::Compute<T>;
 
 constexpr int64_t kLargestFilter = 31;
+constexpr int64_t kChunk = 32;
 
 template <class A>
 struct RowFilter {
@@ -73,23 +74,28 @@ static void convolve_row(const RowFilter<A>& f, A* __restrict__ out, int64_t cou
     int64_t offset[kColumns];
     for (int r = 0; r < kRows; ++r) row[r] = f.row[r];
     for (int c = 0; c < kColumns; ++c) offset[c] = f.offset[c];
-    for (int64_t start = 0; start < f.period && start + kLanes <= count; start += kLanes) {
-      const int64_t channel = start % f.channels;
-      const V bias = f.bias ? load(f.bias + channel) : V{};
-      V weight[kRows * kColumns];
+    // Chunks of kChunk periods: vectors a power of two apart share few sets of the L1 cache and would evict each other.
+    const int64_t length = f.period == kLanes ? count : kChunk * f.period;
+    const int64_t phases = (count < f.period ? count : f.period) / kLanes;
+    for (int64_t chunk = 0; chunk < count; chunk += length)
+      for (int64_t phase = 0; phase < phases; ++phase) {
+        const int64_t start = chunk + phase * kLanes, channel = phase * kLanes % f.channels;
+        const int64_t end = chunk + length < count ? chunk + length : count;
+        const V bias = f.bias ? load(f.bias + channel) : V{};
+        V weight[kRows * kColumns];
 #pragma GCC unroll 25
-      for (int tap = 0; tap < kRows * kColumns; ++tap) weight[tap] = load(f.weight + tap * f.repeated + channel);
-      for (int64_t j = start; j + kLanes <= count; j += f.period) {
-        V sum = bias;
+        for (int tap = 0; tap < kRows * kColumns; ++tap) weight[tap] = load(f.weight + tap * f.repeated + channel);
+        for (int64_t j = start; j + kLanes <= end; j += f.period) {
+          V sum = bias;
 #pragma GCC unroll 5
-        for (int r = 0; r < kRows; ++r) {
-          const A* const at = row[r] + j;
+          for (int r = 0; r < kRows; ++r) {
+            const A* const at = row[r] + j;
 #pragma GCC unroll 5
-          for (int c = 0; c < kColumns; ++c) sum += load(at + offset[c]) * weight[r * kColumns + c];
+            for (int c = 0; c < kColumns; ++c) sum += load(at + offset[c]) * weight[r * kColumns + c];
+          }
+          store(out + j, sum);
         }
-        store(out + j, sum);
       }
-    }
   }
   if (count % kLanes == 0) return;
   if (count > kLanes) {

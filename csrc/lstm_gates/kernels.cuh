@@ -1,12 +1,9 @@
-// ConvLSTM gates on the GPU: one thread takes kPack consecutive elements of the state and their four gates.
-//
-// Rows are as in loops.inl: a sample if contiguous, a pixel if channels_last. With kPack = 4 every access of float32
-// data is 16 bytes; 16-bit data keep kPack = 4 (8 bytes), because 8 per thread need twice the registers and coalesce
-// worse. Rows whose length is no multiple of 4, or tensors that start unaligned, take kPack = 1.
+// ConvLSTM gates on the GPU: one thread takes kPack consecutive elements of the state and their four gates, see
+// common/rows.cuh.
 #pragma once
 
-#include "common/device.cuh"
 #include "common/device_math.cuh"
+#include "common/rows.cuh"
 #include "lstm_gates/order.h"
 
 namespace evkernels {
@@ -14,24 +11,14 @@ namespace device_math {
 #include "lstm_gates/math.inl"
 }  // namespace device_math
 
-constexpr int kLstmGatesThreads = 256;
-
-// Where the element `e` of the state finds gate block 0: rows are four times as long in `gates`. Dividing in 32 bits
-// where the sizes allow it saves about 50 instructions.
-__device__ __forceinline__ int64_t lstm_gate_offset(int64_t e, int64_t inner, int64_t total) {
-  const bool narrow = total <= INT32_MAX;
-  const int64_t row = narrow ? static_cast<uint32_t>(e) / static_cast<uint32_t>(inner) : e / inner;
-  return e + 3 * row * inner;
-}
-
 template <int kPack, class G, class S>
-__global__ void __launch_bounds__(kLstmGatesThreads)
+__global__ void __launch_bounds__(kRowThreads)
     lstm_gates_forward_kernel(const G* __restrict__ gates, const S* __restrict__ c, G* __restrict__ h,
                               S* __restrict__ c_next, LstmGateOrder order, int64_t inner, int64_t total) {
   using V = Compute<G>;
-  const int64_t e = (static_cast<int64_t>(blockIdx.x) * kLstmGatesThreads + threadIdx.x) * kPack;
+  const int64_t e = first_element<kPack>();
   if (e >= total) return;
-  const G* const row = gates + lstm_gate_offset(e, inner, total);
+  const G* const row = gates + block_offset<4>(e, inner, total);
   const auto i = load_packed<kPack>(row + order.i * inner), f = load_packed<kPack>(row + order.f * inner);
   const auto g = load_packed<kPack>(row + order.g * inner), o = load_packed<kPack>(row + order.o * inner);
   const auto state = load_packed<kPack>(c + e);
@@ -51,14 +38,14 @@ __global__ void __launch_bounds__(kLstmGatesThreads)
 
 // d_h or d_c_next may be null: a gradient that is zero everywhere.
 template <int kPack, class G, class S>
-__global__ void __launch_bounds__(kLstmGatesThreads)
+__global__ void __launch_bounds__(kRowThreads)
     lstm_gates_backward_kernel(const G* __restrict__ d_h, const S* __restrict__ d_c_next, const G* __restrict__ gates,
                                const S* __restrict__ c, G* __restrict__ d_gates, S* __restrict__ d_c,
                                LstmGateOrder order, int64_t inner, int64_t total) {
   using V = Compute<G>;
-  const int64_t e = (static_cast<int64_t>(blockIdx.x) * kLstmGatesThreads + threadIdx.x) * kPack;
+  const int64_t e = first_element<kPack>();
   if (e >= total) return;
-  const int64_t row = lstm_gate_offset(e, inner, total);
+  const int64_t row = block_offset<4>(e, inner, total);
   const int64_t at_i = row + order.i * inner, at_f = row + order.f * inner;
   const int64_t at_g = row + order.g * inner, at_o = row + order.o * inner;
   const auto i = load_packed<kPack>(gates + at_i), f = load_packed<kPack>(gates + at_f);
@@ -87,38 +74,24 @@ __global__ void __launch_bounds__(kLstmGatesThreads)
   store_packed(d_c + e, c_pack);
 }
 
-// Elements of one access: 4, or 2 where they would exceed 16 bytes.
-template <class G>
-constexpr int kLstmGatesPack = sizeof(G) == 8 ? 2 : 4;
-
 template <class G, class S>
 void launch_lstm_gates_forward(const G* gates, const S* c, G* h, S* c_next, LstmGateOrder order, int64_t inner,
                                int64_t total, cudaStream_t stream) {
-  if (total == 0) return;
-  constexpr int kPack = kLstmGatesPack<G>;
-  if (inner % kPack == 0 && can_pack<kPack>(gates, c, h, c_next)) {
-    EVKERNELS_LAUNCH((lstm_gates_forward_kernel<kPack, G, S>),
-                     grid_dimensions(ceil_div(total, kPack * kLstmGatesThreads)), dim3(kLstmGatesThreads), 0, stream,
+  const auto launch = [&](auto pack, dim3 grid) {
+    EVKERNELS_LAUNCH((lstm_gates_forward_kernel<decltype(pack)::value, G, S>), grid, dim3(kRowThreads), 0, stream,
                      gates, c, h, c_next, order, inner, total);
-  } else {
-    EVKERNELS_LAUNCH((lstm_gates_forward_kernel<1, G, S>), grid_dimensions(ceil_div(total, kLstmGatesThreads)),
-                     dim3(kLstmGatesThreads), 0, stream, gates, c, h, c_next, order, inner, total);
-  }
+  };
+  launch_on_rows<G>(inner, total, launch, gates, c, h, c_next);
 }
 
 template <class G, class S>
 void launch_lstm_gates_backward(const G* d_h, const S* d_c_next, const G* gates, const S* c, G* d_gates, S* d_c,
                                 LstmGateOrder order, int64_t inner, int64_t total, cudaStream_t stream) {
-  if (total == 0) return;
-  constexpr int kPack = kLstmGatesPack<G>;
-  if (inner % kPack == 0 && can_pack<kPack>(d_h, d_c_next, gates, c, d_gates, d_c)) {
-    EVKERNELS_LAUNCH((lstm_gates_backward_kernel<kPack, G, S>),
-                     grid_dimensions(ceil_div(total, kPack * kLstmGatesThreads)), dim3(kLstmGatesThreads), 0, stream,
-                     d_h, d_c_next, gates, c, d_gates, d_c, order, inner, total);
-  } else {
-    EVKERNELS_LAUNCH((lstm_gates_backward_kernel<1, G, S>), grid_dimensions(ceil_div(total, kLstmGatesThreads)),
-                     dim3(kLstmGatesThreads), 0, stream, d_h, d_c_next, gates, c, d_gates, d_c, order, inner, total);
-  }
+  const auto launch = [&](auto pack, dim3 grid) {
+    EVKERNELS_LAUNCH((lstm_gates_backward_kernel<decltype(pack)::value, G, S>), grid, dim3(kRowThreads), 0, stream, d_h,
+                     d_c_next, gates, c, d_gates, d_c, order, inner, total);
+  };
+  launch_on_rows<G>(inner, total, launch, d_h, d_c_next, gates, c, d_gates, d_c);
 }
 
 }  // namespace evkernels

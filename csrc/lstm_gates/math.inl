@@ -3,7 +3,7 @@
 
 template <class V>
 EVKERNELS_INLINE void lstm_gates_math(V i, V f, V g, V o, V c, V& h, V& c_next) {
-  c_next = sigmoid(f) * c + sigmoid(i) * tanh(g);
+  c_next = rounded(sigmoid(f) * c) + sigmoid(i) * tanh(g);
   h = sigmoid(o) * tanh(c_next);
 }
 
@@ -15,7 +15,7 @@ EVKERNELS_INLINE void lstm_gates_backward_math(V i, V f, V g, V o, V c, V d_h, V
   f = sigmoid(f);
   g = tanh(g);
   o = sigmoid(o);
-  const V tanh_c = tanh(f * c + i * g);
+  const V tanh_c = tanh(rounded(f * c) + i * g);
   const V d_cell = d_c_next + d_h * o * (1.0f - tanh_c * tanh_c);
   d_i = d_cell * g * i * (1.0f - i);
   d_f = d_cell * c * f * (1.0f - f);

@@ -44,7 +44,7 @@ static void unpack(const T* __restrict__ plane, const Patch& patch, const Separa
     const T* const from = plane + row * s.width + patch.left;
     int64_t k = first;
     for (; k + kLanes <= last; k += kLanes) store(to + k, load(from + k));
-    for (; k < last; ++k) to[k] = widen(from[k]);
+    for (; k < last; ++k) to[k] = to_float(from[k]);
     for (; k < patch.columns; ++k) to[k] = 0;
   }
 }
@@ -102,10 +102,10 @@ EVKERNELS_INLINE void depthwise_row_of(const SeparableShape& s, const R* rows, i
 
 // Tiles [begin, end) of kPixelsFirst pixels of a sample. `buffer` holds (C + 1) * kPixelsFirst elements and a patch.
 template <class T>
-static void separable_conv2d_channels_first(const T* __restrict__ x, typename Element<T>::Type* packed,
-                                            T* __restrict__ y, typename Element<T>::Type* buffer,
+static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed,
+                                            T* __restrict__ y, Compute<T>* buffer,
                                             const SeparableShape& s, int64_t begin, int64_t end) {
-  using R = typename Element<T>::Type;
+  using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kBlock = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);

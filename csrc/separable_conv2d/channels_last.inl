@@ -88,10 +88,10 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
 
 // Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds kPixelsLast * p.channels elements.
 template <class T>
-static void separable_conv2d_channels_last(const T* __restrict__ x, typename Element<T>::Type* packed,
-                                           T* __restrict__ y, typename Element<T>::Type* buffer,
+static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed,
+                                           T* __restrict__ y, Compute<T>* buffer,
                                            const SeparableShape& s, int64_t begin, int64_t end) {
-  using R = typename Element<T>::Type;
+  using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes, kPanel = kVectors * kLanes;
   const Packed<R> p = packed_at<T>(packed, s);

@@ -32,21 +32,15 @@ std::unique_ptr<R, Delete<R>> workspace(int64_t count) {
 Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight,
                         std::optional<Tensor> depthwise_bias, std::optional<Tensor> pointwise_bias, int64_t stride,
                         int64_t padding, std::string activation, std::string output_activation) {
-  const SeparableShape s = separable_shape(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias,
-                                           stride, padding, activation, output_activation);
-  const MemoryFormat layout = common_layout(x);
-  const bool channels_last = layout == MemoryFormat::ChannelsLast;
-  x = in_layout(x, layout);
-  depthwise_weight = in_layout(depthwise_weight, MemoryFormat::Contiguous);
-  pointwise_weight = in_layout(pointwise_weight, MemoryFormat::Contiguous);
-  if (depthwise_bias.has_value()) depthwise_bias = in_layout(*depthwise_bias, MemoryFormat::Contiguous);
-  if (pointwise_bias.has_value()) pointwise_bias = in_layout(*pointwise_bias, MemoryFormat::Contiguous);
-  Tensor y = torch::stable::empty({s.batch, s.outputs, s.out_height, s.out_width}, x.scalar_type(), std::nullopt,
-                                  x.device(), std::nullopt, layout);
+  const SeparableCall call = prepare_separable_conv2d(x, depthwise_weight, pointwise_weight, depthwise_bias,
+                                                      pointwise_bias, stride, padding, activation, output_activation);
+  const SeparableShape& s = call.shape;
+  const bool channels_last = call.layout == MemoryFormat::ChannelsLast;
+  Tensor y = empty_separable_output(x, call);
   if (s.batch == 0) return y;
   dispatch_floating("separable_conv2d", x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    using R = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    using R = Compute<T>;
     const auto packed = workspace<R>(EVKERNELS_CALL(separable_conv2d_packed_size<T>, s));
     EVKERNELS_CALL(separable_conv2d_pack, data<T>(depthwise_weight), data<T>(depthwise_bias),
                    data<T>(pointwise_weight), data<T>(pointwise_bias), packed.get(), s, channels_last);

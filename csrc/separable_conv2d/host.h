@@ -48,4 +48,32 @@ inline SeparableShape separable_shape(const Tensor& x, const Tensor& depthwise_w
           parse_activation(output_activation)};
 }
 
+// Sizes of one call, whose layout x has.
+struct SeparableCall {
+  SeparableShape shape;
+  MemoryFormat layout;
+};
+
+// Checks the arguments and brings x into its layout, the parameters into contiguous memory.
+inline SeparableCall prepare_separable_conv2d(Tensor& x, Tensor& depthwise_weight, Tensor& pointwise_weight,
+                                              std::optional<Tensor>& depthwise_bias,
+                                              std::optional<Tensor>& pointwise_bias, int64_t stride, int64_t padding,
+                                              const std::string& activation, const std::string& output_activation) {
+  const SeparableCall call = {separable_shape(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias,
+                                              stride, padding, activation, output_activation),
+                              common_layout(x)};
+  x = in_layout(x, call.layout);
+  depthwise_weight = in_layout(depthwise_weight, MemoryFormat::Contiguous);
+  pointwise_weight = in_layout(pointwise_weight, MemoryFormat::Contiguous);
+  if (depthwise_bias.has_value()) depthwise_bias = in_layout(*depthwise_bias, MemoryFormat::Contiguous);
+  if (pointwise_bias.has_value()) pointwise_bias = in_layout(*pointwise_bias, MemoryFormat::Contiguous);
+  return call;
+}
+
+inline Tensor empty_separable_output(const Tensor& x, const SeparableCall& call) {
+  const SeparableShape& s = call.shape;
+  return torch::stable::empty({s.batch, s.outputs, s.out_height, s.out_width}, x.scalar_type(), std::nullopt,
+                              x.device(), std::nullopt, call.layout);
+}
+
 }  // namespace evkernels

@@ -11,15 +11,6 @@
 
 #include "common/activations.inl"
 
-template <class T>
-struct Element {
-  using Type = float;
-};
-template <>
-struct Element<double> {
-  using Type = double;
-};
-
 constexpr int kRows = 6;
 constexpr int kVectors = EVKERNELS_LANES == 16 ? 4 : 2;
 // Pixels of a tile. A multiple of kRows and of kVectors * lanes in turn, small enough for buffer and weights to stay in
@@ -30,11 +21,6 @@ constexpr int64_t kPixelsFirst = 192;
 EVKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 EVKERNELS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 EVKERNELS_INLINE int64_t round_up(int64_t a, int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
-
-EVKERNELS_INLINE float widen(float v) { return v; }
-EVKERNELS_INLINE double widen(double v) { return v; }
-EVKERNELS_INLINE float widen(Half v) { return to_float(v); }
-EVKERNELS_INLINE float widen(BFloat16 v) { return __builtin_bit_cast(float, (uint32_t)v.bits << 16); }
 
 // The weights in the order in which the loops read them, all in the type of the computation.
 template <class R>
@@ -47,10 +33,10 @@ struct Packed {
 };
 
 template <class T>
-static Packed<typename Element<T>::Type> packed_at(typename Element<T>::Type* memory, const SeparableShape& s) {
+static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s) {
   const int64_t channels = round_up(s.channels, Arithmetic<T>::kLanes);
   const int64_t outputs = round_up(round_up(s.outputs, kRows), Arithmetic<T>::kLanes);
-  Packed<typename Element<T>::Type> p;
+  Packed<Compute<T>> p;
   p.depthwise = memory;
   p.depthwise_bias = p.depthwise + s.size * s.size * channels;
   p.pointwise = p.depthwise_bias + channels;
@@ -69,19 +55,19 @@ static int64_t separable_conv2d_packed_size(const SeparableShape& s) {
 template <class T>
 static void separable_conv2d_pack(const T* __restrict__ depthwise, const T* __restrict__ depthwise_bias,
                                   const T* __restrict__ pointwise, const T* __restrict__ pointwise_bias,
-                                  typename Element<T>::Type* memory, const SeparableShape& s, bool channels_last) {
+                                  Compute<T>* memory, const SeparableShape& s, bool channels_last) {
   const auto p = packed_at<T>(memory, s);
   const int64_t C = s.channels, O = s.outputs, taps = s.size * s.size;
   for (int64_t k = 0; k < p.size; ++k) memory[k] = 0;
   for (int64_t c = 0; c < C; ++c) {
     for (int64_t k = 0; k < taps; ++k) {
-      p.depthwise[channels_last ? k * p.channels + c : c * taps + k] = widen(depthwise[c * taps + k]);
+      p.depthwise[channels_last ? k * p.channels + c : c * taps + k] = to_float(depthwise[c * taps + k]);
     }
-    if (depthwise_bias) p.depthwise_bias[c] = widen(depthwise_bias[c]);
+    if (depthwise_bias) p.depthwise_bias[c] = to_float(depthwise_bias[c]);
   }
-  for (int64_t o = 0; pointwise_bias && o < O; ++o) p.pointwise_bias[o] = widen(pointwise_bias[o]);
+  for (int64_t o = 0; pointwise_bias && o < O; ++o) p.pointwise_bias[o] = to_float(pointwise_bias[o]);
   if (!channels_last) {
-    for (int64_t k = 0; k < O * C; ++k) p.pointwise[k] = widen(pointwise[k]);
+    for (int64_t k = 0; k < O * C; ++k) p.pointwise[k] = to_float(pointwise[k]);
     return;
   }
   constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes, kStrip = 16;
@@ -92,7 +78,7 @@ static void separable_conv2d_pack(const T* __restrict__ depthwise, const T* __re
     for (int64_t strip = 0; strip < C; strip += kStrip) {
       for (int64_t o = 0; o < columns; ++o) {
         for (int64_t c = strip; c < smaller(strip + kStrip, C); ++c) {
-          p.pointwise[first * C + c * width + o] = widen(pointwise[(first + o) * C + c]);
+          p.pointwise[first * C + c * width + o] = to_float(pointwise[(first + o) * C + c]);
         }
       }
     }

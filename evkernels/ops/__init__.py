@@ -6,12 +6,16 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 
 from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.event_histogram import event_histogram
+from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
 
 __all__ = [
     "depthwise_conv2d",
     "event_histogram",
+    "gru_gates",
+    "gru_reset",
+    "gru_update",
     "lstm_gates",
     "separable_conv2d",
 ]

@@ -63,9 +63,10 @@ def event_histogram(
             out_of_range="raise" if an event is out of range.
 
     Deterministic; the same result for every backend and number of threads. Not differentiable. Times are subtracted as
-    int64 and divided in float32 in RVT's order of operations, so that every event falls into RVT's bin. RVT counts
-    in uint8 and wraps at 256, or in int16 at 32768; these counters stop at `count_cutoff`. Contiguous inputs are read in
-    place, others are copied first. Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598), `StackedHistogram`.
+    int64 and divided in float32 in RVT's order of operations, so that every event falls into RVT's bin. RVT counts in
+    uint8 and wraps at 256, or in int16 and wraps at 32768; these counters stop at `count_cutoff`. Contiguous inputs are
+    read in place, others are copied first.
+    Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598), `StackedHistogram`.
     """
     cutoff = 255 if count_cutoff is None else count_cutoff
     _check_events(x, y, t, p)

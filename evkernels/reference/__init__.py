@@ -6,6 +6,14 @@ default kernels of the registered ops, so they also serve every device and build
 
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
+from evkernels.reference.gru_gates import (
+    gru_gates,
+    gru_gates_backward,
+    gru_reset,
+    gru_reset_backward,
+    gru_update,
+    gru_update_backward,
+)
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 
@@ -14,6 +22,12 @@ __all__ = [
     "depthwise_conv2d_backward",
     "event_histogram",
     "event_histogram_kernel",
+    "gru_gates",
+    "gru_gates_backward",
+    "gru_reset",
+    "gru_reset_backward",
+    "gru_update",
+    "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
     "separable_conv2d",

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def event_histogram(
-    x, y, t, p, *, bins, height, width, count_cutoff=None, offsets=None, out_of_range="drop"
-) -> Tensor:
+def event_histogram(x, y, t, p, *, bins, height, width, count_cutoff=None, offsets=None, out_of_range="drop") -> Tensor:
     cutoff = 255 if count_cutoff is None else count_cutoff
     histogram, dropped = event_histogram_kernel(x, y, t, p, offsets, bins, height, width, cutoff)
     if out_of_range == "raise" and dropped:

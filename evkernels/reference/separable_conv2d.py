@@ -52,9 +52,7 @@ def separable_conv2d_backward(
         wide[1].shape[0], [True, True, True],
     )  # fmt: skip
     gradients = (d_x, d_depthwise_weight, d_pointwise_weight, d_depthwise_bias, d_pointwise_bias)
-    return tuple(
-        d.to(x.dtype) if wanted else x.new_empty(0) for d, wanted in zip(gradients, output_mask, strict=True)
-    )
+    return tuple(d.to(x.dtype) if wanted else x.new_empty(0) for d, wanted in zip(gradients, output_mask, strict=True))
 
 
 def _widened(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:

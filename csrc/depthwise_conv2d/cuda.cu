@@ -1,0 +1,79 @@
+// Depthwise convolution on CUDA tensors: tensors to pointers, stream, registration. The kernels are in kernels.cuh.
+
+#include "common/cuda_host.h"
+#include "depthwise_conv2d/host.h"
+#include "depthwise_conv2d/kernels.cuh"
+
+namespace evkernels {
+namespace {
+
+Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
+                        std::string activation) {
+  const MemoryFormat layout = common_layout(x);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  x = in_layout(x, layout);
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
+  Tensor y = empty_output(x, g, x.scalar_type(), layout);
+  const DeviceScope scope(x);
+  dispatch_activation(parse_activation(activation), [&](auto kind) {
+    dispatch_floating("depthwise_conv2d", x.scalar_type(), [&](auto t) {
+      using T = typename decltype(t)::type;
+      launch_depthwise_conv2d_forward<decltype(kind)::value>(data<T>(x), data<T>(weight), data<T>(bias),
+                                                             mutable_data<T>(y), g, scope.stream());
+    });
+  });
+  EVKERNELS_CHECK_LAUNCH();
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                             std::optional<Tensor> bias, int64_t stride,
+                                                             int64_t padding, std::string activation, bool need_x,
+                                                             bool need_weight, bool need_bias) {
+  const MemoryFormat layout = common_layout(x);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  check_grad_output(grad_output, x, g);
+  STD_TORCH_CHECK(!need_bias || bias.has_value(), "there is no bias to have a gradient");
+  grad_output = in_layout(grad_output, layout);
+  x = in_layout(x, layout);
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
+  Tensor grad_x = empty_or_nothing(need_x, x, layout);
+  Tensor grad_weight = empty_or_nothing(need_weight, weight, MemoryFormat::Contiguous);
+  Tensor grad_bias = empty_or_nothing(need_bias, bias.has_value() ? *bias : x, MemoryFormat::Contiguous);
+  const Activation activation_kind = parse_activation(activation);
+  const DeviceScope scope(x);
+  dispatch_floating("depthwise_conv2d_backward", x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    const auto gradients_from = [&](const auto* d) {
+      if (need_x) {
+        launch_depthwise_conv2d_backward_input(d, data<T>(weight), mutable_data<T>(grad_x), g, scope.stream());
+      }
+      if (need_weight || need_bias) {
+        Tensor sums = torch::stable::empty({depthwise_sums_size(g)}, kComputeDtype<T>, std::nullopt, x.device());
+        launch_depthwise_conv2d_backward_weight(d, data<T>(x), mutable_data<Compute<T>>(sums),
+                                                need_weight ? mutable_data<T>(grad_weight) : nullptr,
+                                                need_bias ? mutable_data<T>(grad_bias) : nullptr, g, scope.stream());
+      }
+    };
+    if (activation_kind == Activation::kNone) return gradients_from(data<T>(grad_output));
+    Tensor d_pre = empty_output(x, g, kComputeDtype<T>, layout);
+    dispatch_activation(activation_kind, [&](auto kind) {
+      launch_depthwise_conv2d_backward_activation<decltype(kind)::value>(
+          data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output), mutable_data<Compute<T>>(d_pre), g,
+          scope.stream());
+    });
+    gradients_from(data<Compute<T>>(d_pre));
+  });
+  EVKERNELS_CHECK_LAUNCH();
+  return {grad_x, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace evkernels
+
+EVKERNELS_CUDA_LIBRARY(m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&evkernels::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&evkernels::depthwise_conv2d_backward));
+}

@@ -1,0 +1,59 @@
+// The two ConvGRU updates and their gradients for one element, in any arithmetic type that has sigmoid and tanh.
+// Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
+//
+// 1 - n^2 is written (1 - n)(1 + n), which loses nothing where n saturates and no instruction set needs a fused
+// multiply-add for. `rounded` makes the sum of two products the same in every copy of the code. The blend is not h +
+// z*(n - h), whose difference of infinities would be NaN.
+
+template <class V>
+EVKERNELS_INLINE V gru_blend(V z, V n, V h) {
+  return rounded((1.0f - z) * h) + z * n;
+}
+
+// z, r, n: sums of the pre-activations from the input and from the state.
+template <class V>
+EVKERNELS_INLINE V gru_gates_math(V z, V r, V n, V h) {
+  return gru_blend<V>(sigmoid(z), tanh(n + sigmoid(r) * h), h);
+}
+
+template <class V>
+EVKERNELS_INLINE void gru_gates_backward_math(V z, V r, V n, V h, V d_h_next, V& d_z, V& d_r, V& d_n, V& d_h) {
+  z = sigmoid(z);
+  r = sigmoid(r);
+  n = tanh(n + r * h);
+  d_n = d_h_next * z * ((1.0f - n) * (1.0f + n));
+  d_z = d_h_next * (n - h) * z * (1.0f - z);
+  d_r = d_n * h * r * (1.0f - r);
+  d_h = rounded(d_h_next * (1.0f - z)) + d_n * r;
+}
+
+// z, r: pre-activations; z_active, rh: results.
+template <class V>
+EVKERNELS_INLINE void gru_reset_math(V z, V r, V h, V& z_active, V& rh) {
+  z_active = sigmoid(z);
+  rh = sigmoid(r) * h;
+}
+
+// d_z_active, d_rh: gradients of the results.
+template <class V>
+EVKERNELS_INLINE void gru_reset_backward_math(V z, V r, V h, V d_z_active, V d_rh, V& d_z, V& d_r, V& d_h) {
+  z = sigmoid(z);
+  r = sigmoid(r);
+  d_z = d_z_active * z * (1.0f - z);
+  d_r = d_rh * h * r * (1.0f - r);
+  d_h = d_rh * r;
+}
+
+// z is the activated gate, n the pre-activation of the candidate.
+template <class V>
+EVKERNELS_INLINE V gru_update_math(V z, V n, V h) {
+  return gru_blend<V>(z, tanh(n), h);
+}
+
+template <class V>
+EVKERNELS_INLINE void gru_update_backward_math(V z, V n, V h, V d_h_next, V& d_z, V& d_n, V& d_h) {
+  n = tanh(n);
+  d_z = d_h_next * (n - h);
+  d_n = d_h_next * z * ((1.0f - n) * (1.0f + n));
+  d_h = d_h_next * (1.0f - z);
+}
