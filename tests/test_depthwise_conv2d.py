@@ -37,11 +37,11 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
         return [
             sample(2, 3, 4, 5, activation="silu", **options),
             sample(1, 1, 1, 1, **options),
-            sample(2, 17, 3, 6, stride=2, activation="gelu", **options),
+            sample(1, 17, 3, 6, stride=2, activation="gelu", **options),
             sample(1, 9, 4, 37, k=5, activation="gelu", **options),
             sample(1, 5, 9, 19, k=5, stride=2, bias=False, **options),
             sample(1, 2, 6, 9, k=7, stride=2, padding=4, activation="silu", **options),
-            sample(2, 16, 5, 4, k=1, activation="relu", **options),
+            sample(1, 16, 5, 4, k=1, activation="relu", **options),
             *[sample(2, 33, 41, 50, stride=2, activation="gelu", **options)] * large,
             *[sample(2, 32, 23, 41, activation="silu", **options)] * large,
         ]

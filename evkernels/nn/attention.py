@@ -14,7 +14,7 @@ class ChannelAttention(nn.Module):
         scale = fc(x.mean(dim=(2, 3), keepdim=True)).sigmoid()
         y = x * scale
 
-    with `fc` = 1 x 1 convolution to max(channels // reduction, 1) channels, GELU, 1 x 1 convolution back, without biases.
+    with `fc` = 1 x 1 convolution to max(channels // reduction, 1) channels, GELU, 1 x 1 convolution back, no biases.
 
     Args:
         channels: Channels of the input, at least 1.

@@ -30,8 +30,8 @@ def event_normalization(x: Tensor, epsilon: float = 1e-8) -> Tensor:
     Raises:
         ValueError: if `x` is not 4-dimensional.
 
-    Differentiable; the gradient is finite where the variance is 0. Source: EfficientConvLSTM, EventNormalization. E2VID's
-    normalisation differs: one mean and deviation for all nonzero entries of a tensor.
+    Differentiable; the gradient is finite where the variance is 0. Source: EfficientConvLSTM, EventNormalization.
+    E2VID differs: one mean and deviation for all nonzero entries of a tensor.
     """
     if x.dim() != 4:
         raise ValueError(f"x must be [N, C, H, W], got {tuple(x.shape)}")
