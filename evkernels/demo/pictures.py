@@ -40,7 +40,7 @@ def draw_prediction(path: Path, last: np.ndarray, predicted: np.ndarray, target:
     }
     side_by_side = width < 2 * height
     panel = float(np.clip(4 * width / height, 2.5, 6))
-    tall = panel * height / width + 1.2
+    tall = panel * height / width + 0.9
     figure = _figure(3 * panel + 1.4, tall + 0.4) if side_by_side else _figure(panel + 1.4, 3 * tall + 0.4)
     axes = figure.subplots(*((1, 3) if side_by_side else (3, 1)), squeeze=False).ravel()
     # One scale for all three, so that a faint prediction looks faint.
