@@ -108,7 +108,7 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, const R
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) sum[m][n] = by_row ? V{} + bias[m] : load(bias + n * lanes);
+    for (int n = 0; n < vectors; ++n) sum[m][n] = V{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     V column[vectors];
@@ -124,7 +124,11 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, const R
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) store(tile + (m * vectors + n) * lanes, sum[m][n]);
+    for (int n = 0; n < vectors; ++n) {
+      // The bias comes last: a sum that starts from a large one rounds every small product to the bias's own unit.
+      const V shift = by_row ? V{} + bias[m] : load(bias + n * lanes);
+      store(tile + (m * vectors + n) * lanes, sum[m][n] + shift);
+    }
   }
 }
 
