@@ -77,6 +77,15 @@ EVKERNELS_INLINE void store_partial(T* p, typename Arithmetic<T>::Type v, int64_
   for (int64_t k = 0; k < count; ++k) p[k] = buffer[k];
 }
 
+#if defined(__x86_64__) && EVKERNELS_LANES == 16
+EVKERNELS_INLINE VecF load_partial(const float* p, int64_t count) {
+  return (VecF)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+}
+EVKERNELS_INLINE void store_partial(float* p, VecF v, int64_t count) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+}
+#endif
+
 EVKERNELS_INLINE VecF splat(float x) {
   const VecF zero = {};
   return zero + x;
