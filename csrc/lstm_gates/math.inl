@@ -1,7 +1,7 @@
 // The ConvLSTM gate update and its gradient for one element, in any arithmetic type that has sigmoid and tanh.
 // i, f, g, o are pre-activations. Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
-// Sums of products are multiply_add, for the same bits in every copy of the code; 1 - g^2 is (1 - g)(1 + g), which loses
-// nothing where g saturates.
+// Sums of products are multiply_add, for the same bits in every copy of the code; 1 - g^2 is (1 - g)(1 + g), which
+// loses nothing where g saturates.
 
 template <class V>
 EVKERNELS_INLINE void lstm_gates_math(V i, V f, V g, V o, V c, V& h, V& c_next) {
