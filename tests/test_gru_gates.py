@@ -68,6 +68,9 @@ class GruContract:
     def empty_samples(self):
         return [self.sample(*shape) for shape in EMPTY]
 
+    def tiny(self):
+        return self.sample(2, 2, 1, 3, dtype=torch.float64)
+
     @pytest.mark.parametrize("narrow", NARROW)
     def test_wide_state_beside_narrow_gates(self, backend, narrow):
         """H in float32: the state that comes back is float32 too, everything else has the gates' dtype."""
