@@ -99,10 +99,10 @@ static void activate_buffer(Activation kind, R* values, int64_t count) {
   if (kind == Activation::kGelu) activate_vectors<Activation::kGelu, V>(values, count);
 }
 
-// What the sums of a product start from: a bias per column or per row (null: zero), or what the result holds.
+// What is added to the sums of a product: a bias per column or per row (null: nothing), or what the result holds.
 enum class Start { kColumnBias, kRowBias, kResult };
 
-// kRows x (vectors * lanes) of a product: result[m][j] = start + sum over k of a[m * a_stride + k * a_step] * b[k][j].
+// kRows x (vectors * lanes) of a product: result[m][j] = sum over k of a[m * a_stride + k * a_step] * b[k][j].
 template <int vectors, Start start, class V, class R>
 EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, const R* __restrict__ b,
                               int64_t b_stride, const R* __restrict__ bias, int64_t depth, R* __restrict__ result,
@@ -113,13 +113,7 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, int64_t
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < vectors; ++n) {
-      if constexpr (start == Start::kResult) {
-        sum[m][n] = load(result + m * result_stride + n * lanes);
-      } else if constexpr (start == Start::kRowBias) {
-        sum[m][n] = bias ? V{} + bias[m] : V{};
-      } else {
-        sum[m][n] = bias ? (V)load(bias + n * lanes) : V{};
-      }
+      sum[m][n] = start == Start::kResult ? (V)load(result + m * result_stride + n * lanes) : V{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -136,7 +130,12 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, int64_t
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) store(result + m * result_stride + n * lanes, sum[m][n]);
+    for (int n = 0; n < vectors; ++n) {
+      // The bias comes last: a sum that starts from a large one rounds every small product to the bias's own unit.
+      if (start == Start::kRowBias && bias) sum[m][n] += bias[m];
+      if (start == Start::kColumnBias && bias) sum[m][n] += (V)load(bias + n * lanes);
+      store(result + m * result_stride + n * lanes, sum[m][n]);
+    }
   }
 }
 
