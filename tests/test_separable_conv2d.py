@@ -50,9 +50,9 @@ class TestSeparableConv2d(DifferentiableOpContract):
         # In float64 the exact result is eager's own: its long sums round as much as ours.
         large = large and dtype != torch.float64
         return [
-            sample(1, 8, 6, 3, 4, activations=("silu", "gelu"), **options),
+            sample(2, 16, 6, 3, 4, activations=("silu", "gelu"), **options),
             sample(1, 1, 1, 1, 1, **options),
-            sample(1, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
+            sample(2, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
             sample(2, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
             *[sample(1, 33, 5, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options)]
             * large,

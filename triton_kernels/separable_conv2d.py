@@ -70,7 +70,7 @@ def separable_conv2d(
     y = torch.empty((N, O, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
     if N:
         # The smallest sides that the matrix units take are 16. The plain sums of float64 hold a whole cube of values.
-        pixels, channels, outputs = (16, 16, 16) if x.dtype == torch.float64 else (64, 32, _side(O, 64))
+        pixels, channels, outputs = (16, 16, 16) if x.dtype == torch.float64 else (32, 16, _side(O, 64))
         with on_device_of(x):
             separable_conv2d_forward_kernel[(N * triton.cdiv(height * width, pixels) * triton.cdiv(O, outputs),)](
                 x, *parameters, y, C, O, *x.shape[2:], height, width, padding,

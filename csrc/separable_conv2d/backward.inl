@@ -7,7 +7,7 @@
 // adds up the groups.
 
 // Tiles of one group: enough that adding up the groups costs little, few enough that sums in float stay accurate.
-EVKERNELS_INLINE int64_t tiles_per_group(int64_t tiles) { return smaller(larger(4, (tiles + 15) / 16), 64); }
+EVKERNELS_INLINE int64_t tiles_per_group(int64_t tiles) { return smaller(larger(4, (tiles + 15) / 16), 32); }
 
 static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_last) {
   const int64_t tiles = separable_conv2d_tiles(s, channels_last);
@@ -176,8 +176,10 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
         gradient_of<V>(s.output_activation, b.y, outputs, d_output + first * O, O, b.d_y, outputs, count, O);
         multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.channels);
         multiply<Start::kResult, V, R>(b.d_y, 1, outputs, O, b.a, p.channels, nullptr, C, count, d_weight, p.channels);
-        for (int64_t m = 0; m < count; ++m) {
-          for (int64_t o = 0; o < O; ++o) d_bias[o] += b.d_y[m * outputs + o];
+        for (int64_t o = 0; o < O; o += kLanes) {
+          V sum = {};
+          for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * outputs + o);
+          store(d_bias + o, load(d_bias + o) + sum);
         }
         gradient_of<V>(s.activation, b.pre, p.channels, b.d_a, p.channels, d_pre + first * C, C, count, C);
       } else {
@@ -215,12 +217,12 @@ static void separable_conv2d_reduce(const Compute<T>* __restrict__ sums, int64_t
   const int64_t size = separable_conv2d_sums_size<T>(s);
   for (int64_t o = 0; o < s.outputs; ++o) {
     for (int64_t c = 0; d_weight && c < s.channels; ++c) {
-      Compute<T> total = 0;
+      double total = 0;
       for (int64_t g = 0; g < groups; ++g) total += sums[g * size + o * p.channels + c];
-      d_weight[o * s.channels + c] = from_float<T>(total);
+      d_weight[o * s.channels + c] = from_float<T>((Compute<T>)total);
     }
-    Compute<T> total = 0;
+    double total = 0;
     for (int64_t g = 0; g < groups; ++g) total += sums[g * size + p.outputs * p.channels + o];
-    if (d_bias) d_bias[o] = from_float<T>(total);
+    if (d_bias) d_bias[o] = from_float<T>((Compute<T>)total);
   }
 }
