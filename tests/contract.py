@@ -211,6 +211,11 @@ class DifferentiableOpContract(OpContract):
         expected = torch.func.vmap(self.eager, in_dims)(*batched)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
+    def test_autocast_leaves_float64_alone(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results = tree_flatten(self.op(*self.tiny()))[0]
+        assert {result.dtype for result in results} == {torch.float64}
+
     def test_checkpointing(self):
 
         def checkpointed(*arguments):
