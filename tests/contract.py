@@ -38,6 +38,10 @@ class OpContract:
         """Argument tuples on the CPU: sizes 1, odd, one more than a vector; with `large` also several tasks' worth."""
         raise AssertionError("a subclass must define samples")
 
+    def samples_for(self, backend, dtype: torch.dtype, layout: str) -> list[tuple]:
+        """What a backend is tried with; where calls take long, a class may give slow backends fewer samples."""
+        return self.samples(dtype, layout, large=not backend.is_slow)
+
     def empty_samples(self) -> list[tuple]:
         """Argument tuples in float32 with a size 0 in each place where the op allows one."""
         raise AssertionError("a subclass must define empty_samples")
@@ -51,7 +55,7 @@ class OpContract:
         return requiring_grad(arguments) if self.differentiable else tuple(arguments)
 
     def test_values(self, backend, dtype, layout):
-        for arguments in self.samples(dtype, layout, large=not backend.is_slow):
+        for arguments in self.samples_for(backend, dtype, layout):
             before = snapshot(arguments)
             on_device = to_device(arguments, backend.device)
             result = self.op(*on_device)
@@ -79,7 +83,7 @@ class OpContract:
 
     def test_shape_rule_matches_kernels(self, backend):
         for layout in self.layouts:
-            for arguments in self.samples(torch.float32, layout, large=False):
+            for arguments in self.samples_for(backend, torch.float32, layout):
                 arguments = to_device(arguments, backend.device)
                 for overload, call_arguments in registered_calls(self.op, arguments):
                     with FakeTensorMode() as mode:
@@ -159,7 +163,7 @@ class DifferentiableOpContract(OpContract):
     differentiable = True
 
     def test_gradients(self, backend, dtype, layout):
-        for arguments in self.samples(dtype, layout, large=not backend.is_slow):
+        for arguments in self.samples_for(backend, dtype, layout):
             actual = gradients(self.op, to_device(arguments, backend.device))
             exact = gradients(self.eager, widened(arguments))
             assert_matches(actual, exact, gradients(self.eager, arguments), what="gradient")
