@@ -27,9 +27,12 @@ std::unique_ptr<A[]> memory(int64_t count) {
   return std::unique_ptr<A[]>(new A[count]);
 }
 
+// The layout that the loops work in: that of x, but contiguous where one pixel's channels do not fill a vector.
+MemoryFormat layout_of_loops(const Tensor& x) { return x.size(1) < 16 ? MemoryFormat::Contiguous : common_layout(x); }
+
 Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
                         std::string activation) {
-  const MemoryFormat layout = common_layout(x);
+  const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
   const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
   x = in_layout(x, layout);
   weight = in_layout(weight, MemoryFormat::Contiguous);
@@ -45,7 +48,7 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
                                                  mutable_data<T>(y), g, kind, scratch.get(), begin, end);
                                 });
   });
-  return y;
+  return in_layout(y, wanted);
 }
 
 // Adds up the partial sums [unit][k * k + 1][channels] in the order of the units.
@@ -72,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_out
                                                                  std::optional<Tensor> bias, int64_t stride,
                                                                  int64_t padding, std::string activation, bool need_x,
                                                                  bool need_weight, bool need_bias) {
-  const MemoryFormat layout = common_layout(x);
+  const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
   const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
   check_grad_output(grad_output, x, g);
   grad_output = in_layout(grad_output, layout);
@@ -86,39 +89,22 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_out
   Tensor grad_bias = empty_or_nothing(need_bias, bias.has_value() ? *bias : x, MemoryFormat::Contiguous);
   dispatch_floating("depthwise_conv2d_backward", x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    using A = Compute<T>;
-    const bool recompute = kind != Activation::kNone, need_sums = need_weight || need_bias;
-    std::optional<Tensor> d_pre;
-    if (recompute && need_x) d_pre = empty_output(x, g, kComputeDtype<T>, layout);
-    if (recompute || need_sums) {
-      const int64_t units = g.planes * g.sums_per_plane();
-      const auto sums = need_sums ? memory<double>(units * (g.k * g.k + 1) * g.channels) : nullptr;
-      A* const d_pre_data = d_pre.has_value() ? mutable_data<A>(*d_pre) : nullptr;
-      const int64_t grain = rows_per_task(g.rows_per_sum() * g.out_width * g.channels);
-      torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-        const auto scratch = memory<A>(g.sums_memory());
-        EVKERNELS_CALL(depthwise_backward_sums, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output),
-                       d_pre_data, sums.get(), g, kind, scratch.get(), begin, end);
-      });
+    const bool need_sums = need_weight || need_bias;
+    const int64_t units = g.planes * g.sums_per_plane();
+    const auto sums = need_sums ? memory<double>(units * (g.k * g.k + 1) * g.channels) : nullptr;
+    T* const d_x = need_x ? mutable_data<T>(grad_x) : nullptr;
+    const int64_t grain = rows_per_task(g.rows_per_sum() * g.out_width * g.channels);
+    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+      const auto scratch = memory<Compute<T>>(g.backward_memory());
+      EVKERNELS_CALL(depthwise_backward, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output), d_x,
+                     sums.get(), g, kind, scratch.get(), begin, end);
+    });
+    if (need_sums) {
       reduce_sums<T>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
                      need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
     }
-    if (!need_x) return;
-    const auto input_sweep = [&](const auto* d) {
-      torch::stable::parallel_for(0, g.planes * g.height, rows_per_task(g.width * g.channels),
-                                  [&](int64_t begin, int64_t end) {
-                                    const auto scratch = memory<A>(g.input_memory());
-                                    EVKERNELS_CALL(depthwise_backward_input, d, data<T>(weight),
-                                                   mutable_data<T>(grad_x), g, scratch.get(), begin, end);
-                                  });
-    };
-    if (recompute) {
-      input_sweep(data<A>(d_pre));
-    } else {
-      input_sweep(data<T>(grad_output));
-    }
   });
-  return {grad_x, grad_weight, grad_bias};
+  return {need_x ? in_layout(grad_x, wanted) : grad_x, grad_weight, grad_bias};
 }
 
 }  // namespace evkernels

@@ -1,243 +1,183 @@
-// Convolution of unpacked rows and its sums, the innermost loops of depthwise_conv2d. Compiled once per instruction
-// set.
-//
-// A row is `count` elements: pixels of interleaved channels, flattened, so vectors run over pixels and channels alike.
-// The filter repeats with the channels; `period`, the smallest common multiple of the number of channels and the vector
-// length, is the distance at which a vector meets the same filter values again. Going through a row in steps of the
-// period keeps a 3 x 3 or 5 x 5 filter, or its 9 or 25 sums, in registers.
+// What the loops of both layouts share: one plane's convolution as they see it, vectors that reach over the end of a
+// row, filters in the order of the loops, activations of rows. Compiled once per instruction set.
 
 #include "common/activations.inl"
+
+#define EVKERNELS_LOOP_BODY __attribute__((always_inline))
 
 template <class T>
 using Wide = evkernels::Compute<T>;
 
 constexpr int64_t kLargestFilter = 31;
-constexpr int64_t kChunk = 32;
+// Output rows that are formed together if contiguous: each input row is loaded once for all of them.
+constexpr int kBlock = 4;
 
-template <class A>
-struct RowFilter {
-  int64_t rows, columns;           // of taps
-  const A* row[kLargestFilter];    // unpacked input rows
-  int64_t offset[kLargestFilter];  // of the column's tap from an output's position
-  const A* weight;                 // [rows * columns][repeated]
-  const A* bias;                   // [repeated] or null
-  int64_t channels, repeated, period;
+EVKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+EVKERNELS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// One plane: contiguous [height][width], or [height][width][channels].
+template <class T>
+struct Plane {
+  const T* x;
+  int64_t height, width, out_width, channels, k, padding;
+  const Wide<T>* filter;  // contiguous: [k * k]; otherwise [vector of channels][k * k][lanes]
+  const Wide<T>* bias;    // null, or contiguous: one value; otherwise [vector of channels][lanes]
 };
 
-// to[j] = from[j]; they do not overlap. Here and below the end of a row is a vector that overlaps the one before.
+// Keeps the compiler from loading v again, as an operand, for every product it takes part in: loads, above all
+// unaligned ones, would be the bottleneck.
+template <class V>
+EVKERNELS_INLINE V in_register(V v) {
+  return rounded(v);
+}
+
+// Vectors of channels; where they do not fill the last one it overlaps the one before. channels >= lanes.
+template <class A>
+EVKERNELS_INLINE int64_t channel_vectors(int64_t channels) {
+  return (channels + Arithmetic<A>::kLanes - 1) / Arithmetic<A>::kLanes;
+}
+template <class A>
+EVKERNELS_INLINE int64_t first_channel(int64_t vector, int64_t channels) {
+  return smaller(vector * Arithmetic<A>::kLanes, channels - Arithmetic<A>::kLanes);
+}
+
+// The filter of one contiguous plane, or those of all channels, as Plane has them; `turned` by half a turn.
+template <class T>
+static void arrange_filter(const T* weight, int64_t channels, int64_t taps, bool turned, Wide<T>* to) {
+  using A = Wide<T>;
+  const int64_t lanes = channels == 1 ? 1 : Arithmetic<A>::kLanes;
+  for (int64_t v = 0; v < (channels == 1 ? 1 : channel_vectors<A>(channels)); ++v) {
+    const T* const from = weight + (channels == 1 ? 0 : first_channel<A>(v, channels) * taps);
+    for (int64_t tap = 0; tap < taps; ++tap, to += lanes) {
+      for (int64_t j = 0; j < lanes; ++j) to[j] = to_float(from[j * taps + (turned ? taps - 1 - tap : tap)]);
+    }
+  }
+}
+
+// Lanes begin <= j < end of a vector. Loads of the others are zero, and their memory is not touched.
+template <class A>
+struct Lanes {
+  int64_t begin, end;
+
+  Lanes() = default;
+  EVKERNELS_LOOP_BODY Lanes(int64_t first, int64_t last)
+      : begin(larger(first, 0)), end(smaller(last, Arithmetic<A>::kLanes)) {}
+};
 template <class T, class A>
-EVKERNELS_INLINE void widen(const T* from, A* to, int64_t count) {
-  constexpr int kLanes = Arithmetic<T>::kLanes;
+EVKERNELS_INLINE typename Arithmetic<T>::Type load_lanes(const T* p, Lanes<A> lanes) {
+  T buffer[Arithmetic<T>::kLanes] = {};
+  for (int64_t j = lanes.begin; j < lanes.end; ++j) buffer[j] = p[j];
+  return load(buffer);
+}
+template <class T, class A>
+EVKERNELS_INLINE void store_lanes(T* p, typename Arithmetic<T>::Type v, Lanes<A> lanes) {
+  T buffer[Arithmetic<T>::kLanes];
+  store(buffer, v);
+  for (int64_t j = lanes.begin; j < lanes.end; ++j) p[j] = buffer[j];
+}
+#if defined(__x86_64__) && EVKERNELS_LANES == 16
+template <>
+struct Lanes<float> {
+  uint16_t mask;
+
+  Lanes() = default;
+  EVKERNELS_LOOP_BODY Lanes(int64_t first, int64_t last) : mask((uint16_t)(below(last) & ~below(first))) {}
+  static EVKERNELS_LOOP_BODY uint32_t below(int64_t lane) { return (1u << (lane < 0 ? 0 : lane > 16 ? 16 : lane)) - 1; }
+};
+EVKERNELS_INLINE VecF load_lanes(const float* p, Lanes<float> lanes) {
+  return (VecF)_mm512_maskz_loadu_ps(lanes.mask, p);
+}
+EVKERNELS_INLINE void store_lanes(float* p, VecF v, Lanes<float> lanes) {
+  _mm512_mask_storeu_ps(p, lanes.mask, (__m512)v);
+}
+template <class T>
+EVKERNELS_INLINE void store_lanes(T* p, VecF v, Lanes<float> lanes) {
+  T buffer[16];
+  store(buffer, v);
+  _mm256_mask_storeu_epi16(p, lanes.mask, _mm256_loadu_si256((const __m256i*)buffer));
+}
+EVKERNELS_INLINE VecF load_lanes(const BFloat16* p, Lanes<float> lanes) {
+  const __m256i u = _mm256_maskz_loadu_epi16(lanes.mask, p);
+  return (VecF)(__builtin_convertvector((VecU16)u, VecI) << 16);
+}
+EVKERNELS_INLINE VecF load_lanes(const Half* p, Lanes<float> lanes) {
+  return (VecF)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes.mask, p));
+}
+#endif
+
+// Every second lane of two vectors, and two vectors lane by lane in turns.
+#if EVKERNELS_LANES == 16
+#define EVKERNELS_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define EVKERNELS_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define EVKERNELS_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define EVKERNELS_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif EVKERNELS_LANES == 8
+#define EVKERNELS_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define EVKERNELS_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define EVKERNELS_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define EVKERNELS_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define EVKERNELS_EVEN 0, 2, 4, 6
+#define EVKERNELS_ODD 1, 3, 5, 7
+#define EVKERNELS_LOW 0, 4, 1, 5
+#define EVKERNELS_HIGH 2, 6, 3, 7
+#endif
+EVKERNELS_INLINE VecF even_lanes(VecF a, VecF b) { return __builtin_shufflevector(a, b, EVKERNELS_EVEN); }
+EVKERNELS_INLINE VecF odd_lanes(VecF a, VecF b) { return __builtin_shufflevector(a, b, EVKERNELS_ODD); }
+EVKERNELS_INLINE VecF interleaved_low(VecF a, VecF b) { return __builtin_shufflevector(a, b, EVKERNELS_LOW); }
+EVKERNELS_INLINE VecF interleaved_high(VecF a, VecF b) { return __builtin_shufflevector(a, b, EVKERNELS_HIGH); }
+EVKERNELS_INLINE double even_lanes(double a, double) { return a; }
+EVKERNELS_INLINE double odd_lanes(double, double b) { return b; }
+EVKERNELS_INLINE double interleaved_low(double a, double) { return a; }
+EVKERNELS_INLINE double interleaved_high(double, double b) { return b; }
+#undef EVKERNELS_EVEN
+#undef EVKERNELS_ODD
+#undef EVKERNELS_LOW
+#undef EVKERNELS_HIGH
+
+// to[j] = f(from[j], j); they may be the same. The end of a row is a vector of its own.
+template <class T, class A, class F>
+EVKERNELS_INLINE void map_row(const A* from, T* to, int64_t count, const F& f) {
+  constexpr int kLanes = Arithmetic<A>::kLanes;
   int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) store(to + j, load(from + j));
+  for (; j + kLanes <= count; j += kLanes) store(to + j, f(load(from + j)));
   if (j == count) return;
-  if (count > kLanes) {
-    store(to + count - kLanes, load(from + count - kLanes));
-  } else {
-    store_partial(to, load_partial(from, count), count);
-  }
+  const Lanes<A> rest(0, count - j);
+  store_lanes(to + j, f(load_lanes(from + j, rest)), rest);
 }
 
-// The first `count` lanes of v, zeros behind.
-EVKERNELS_INLINE VecF first_lanes(VecF v, int64_t count) {
-  static const int32_t kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  VecI index;
-  __builtin_memcpy(&index, kIndex, sizeof index);
-  return select(index < (int32_t)count, v, VecF{});
-}
-EVKERNELS_INLINE double first_lanes(double v, int64_t) { return v; }
-
-template <int kRows, int kColumns, class A>
-EVKERNELS_INLINE typename Arithmetic<A>::Type convolve_at(const RowFilter<A>& f, int64_t j) {
+// y = activation(pre), rounded; y may be pre.
+template <class T, class A>
+static void activate_row(Activation kind, const A* pre, T* y, int64_t count) {
   using V = typename Arithmetic<A>::Type;
-  const int64_t channel = j % f.channels;
-  V sum = f.bias ? load(f.bias + channel) : V{};
-  const A* weight = f.weight + channel;
-  for (int64_t r = 0; r < (kRows ? kRows : f.rows); ++r) {
-    const A* const row = f.row[r] + j;
-    for (int64_t c = 0; c < (kColumns ? kColumns : f.columns); ++c, weight += f.repeated) {
-      sum += load(row + f.offset[c]) * load(weight);
-    }
-  }
-  return sum;
-}
-
-// out[j] = bias + sum over taps of row[r][j + offset[c]] * weight; kRows = 0: sizes known at run time only.
-template <int kRows, int kColumns, class A>
-static void convolve_row(const RowFilter<A>& f, A* __restrict__ out, int64_t count) {
-  using V = typename Arithmetic<A>::Type;
-  constexpr int kLanes = Arithmetic<A>::kLanes;
-  if constexpr (kRows == 0) {
-    for (int64_t j = 0; j + kLanes <= count; j += kLanes) store(out + j, convolve_at<0, 0>(f, j));
-  } else {
-    const A* row[kRows];
-    int64_t offset[kColumns];
-    for (int r = 0; r < kRows; ++r) row[r] = f.row[r];
-    for (int c = 0; c < kColumns; ++c) offset[c] = f.offset[c];
-    // Chunks of kChunk periods: vectors a power of two apart share few sets of the L1 cache and would evict each other.
-    const int64_t length = f.period == kLanes ? count : kChunk * f.period;
-    const int64_t phases = (count < f.period ? count : f.period) / kLanes;
-    for (int64_t chunk = 0; chunk < count; chunk += length)
-      for (int64_t phase = 0; phase < phases; ++phase) {
-        const int64_t start = chunk + phase * kLanes, channel = phase * kLanes % f.channels;
-        const int64_t end = chunk + length < count ? chunk + length : count;
-        const V bias = f.bias ? load(f.bias + channel) : V{};
-        V weight[kRows * kColumns];
-#pragma GCC unroll 25
-        for (int tap = 0; tap < kRows * kColumns; ++tap) weight[tap] = load(f.weight + tap * f.repeated + channel);
-        for (int64_t j = start; j + kLanes <= end; j += f.period) {
-          V sum = bias;
-#pragma GCC unroll 5
-          for (int r = 0; r < kRows; ++r) {
-            const A* const at = row[r] + j;
-#pragma GCC unroll 5
-            for (int c = 0; c < kColumns; ++c) sum += load(at + offset[c]) * weight[r * kColumns + c];
-          }
-          store(out + j, sum);
-        }
-      }
-  }
-  if (count % kLanes == 0) return;
-  if (count > kLanes) {
-    store(out + count - kLanes, convolve_at<kRows, kColumns>(f, count - kLanes));
-  } else {
-    store_partial(out, convolve_at<kRows, kColumns>(f, 0), count);
-  }
-}
-
-template <class A>
-static void convolve(const RowFilter<A>& f, A* out, int64_t count) {
-  switch (f.rows <= 5 && f.columns <= 5 ? 10 * f.rows + f.columns : 0) {
-    case 33:
-      return convolve_row<3, 3>(f, out, count);
-    case 55:
-      return convolve_row<5, 5>(f, out, count);
-    case 11:
-      return convolve_row<1, 1>(f, out, count);
-    case 12:
-      return convolve_row<1, 2>(f, out, count);
-    case 21:
-      return convolve_row<2, 1>(f, out, count);
-    case 22:
-      return convolve_row<2, 2>(f, out, count);
-    case 23:
-      return convolve_row<2, 3>(f, out, count);
-    case 32:
-      return convolve_row<3, 2>(f, out, count);
-    default:
-      return convolve_row<0, 0>(f, out, count);
-  }
-}
-
-// sums[r * kColumns + c][j % period] += d[j] * row[r][j + offset[c]].
-template <int kRows, int kColumns, class A>
-static void add_products(const A* const* rows, const int64_t* offsets, const A* __restrict__ d, A* __restrict__ sums,
-                         int64_t period, int64_t count) {
-  using V = typename Arithmetic<A>::Type;
-  constexpr int kLanes = Arithmetic<A>::kLanes;
-  const A* row[kRows];
-  int64_t offset[kColumns];
-  for (int r = 0; r < kRows; ++r) row[r] = rows[r];
-  for (int c = 0; c < kColumns; ++c) offset[c] = offsets[c];
-  for (int64_t start = 0; start < period && start < count; start += kLanes) {
-    // A row is summed on its own before it joins the rows above: rounding errors grow with the longer of the two.
-    V sum[kRows * kColumns] = {};
-    int64_t j = start;
-    for (; j + kLanes <= count; j += period) {
-      const V d_j = load(d + j);
-#pragma GCC unroll 5
-      for (int r = 0; r < kRows; ++r) {
-        const A* const at = row[r] + j;
-#pragma GCC unroll 5
-        for (int c = 0; c < kColumns; ++c) sum[r * kColumns + c] += d_j * load(at + offset[c]);
-      }
-    }
-    if (j < count) {
-      // Both factors are masked: what lies behind the row may be infinite.
-      const V d_j = first_lanes(load(d + j), count - j);
-#pragma GCC unroll 5
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 5
-        for (int c = 0; c < kColumns; ++c) {
-          sum[r * kColumns + c] += d_j * first_lanes(load(row[r] + j + offset[c]), count - j);
-        }
-      }
-    }
-#pragma GCC unroll 25
-    for (int tap = 0; tap < kRows * kColumns; ++tap) {
-      A* const total = sums + tap * period + start;
-      store(total, load(total) + sum[tap]);
-    }
-  }
-}
-
-// Adds one row's products to sums [rows * columns][period], and the row d itself to `sum_d` [period].
-template <class A>
-static void accumulate(const RowFilter<A>& f, const A* d, A* sums, A* sum_d, int64_t count) {
-  constexpr int kLanes = Arithmetic<A>::kLanes;
-  if (f.rows == 3) {
-    add_products<3, 3>(f.row, f.offset, d, sums, f.period, count);
-  } else if (f.rows == 5) {
-    add_products<5, 5>(f.row, f.offset, d, sums, f.period, count);
-  } else {
-    for (int64_t r = 0; r < f.rows; ++r) {
-      int64_t c = 0;
-      A* const row_sums = sums + r * f.columns * f.period;
-      for (; c + 4 <= f.columns; c += 4) {
-        add_products<1, 4>(f.row + r, f.offset + c, d, row_sums + c * f.period, f.period, count);
-      }
-      for (; c < f.columns; ++c) {
-        add_products<1, 1>(f.row + r, f.offset + c, d, row_sums + c * f.period, f.period, count);
-      }
-    }
-  }
-  for (int64_t start = 0; start < f.period && start < count; start += kLanes) {
-    typename Arithmetic<A>::Type sum = {};
-    int64_t j = start;
-    for (; j + kLanes <= count; j += f.period) sum += load(d + j);
-    if (j < count) sum += first_lanes(load(d + j), count - j);
-    store(sum_d + start, load(sum_d + start) + sum);
+  switch (kind) {
+    case Activation::kNone:
+      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return v; });
+    case Activation::kRelu:
+      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kRelu>(v); });
+    case Activation::kSilu:
+      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kSilu>(v); });
+    case Activation::kGelu:
+      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kGelu>(v); });
   }
 }
 
 template <Activation kind, class T, class A>
-static void activate_row(const A* pre, T* y, int64_t count) {
-  constexpr int kLanes = Arithmetic<T>::kLanes;
-  for (int64_t j = 0; j + kLanes <= count; j += kLanes) store(y + j, activate<kind>(load(pre + j)));
-  if (count % kLanes == 0) return;
-  if (count > kLanes) {
-    store(y + count - kLanes, activate<kind>(load(pre + count - kLanes)));
-  } else {
-    store_partial(y, activate<kind>(load(pre)), count);
+static void activation_gradient_row(A* pre, const T* d_y, int64_t count) {
+  constexpr int kLanes = Arithmetic<A>::kLanes;
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    store(pre + j, activation_gradient<kind>(load(pre + j), load(d_y + j)));
   }
+  if (j == count) return;
+  const Lanes<A> rest(0, count - j);
+  store_lanes(pre + j, activation_gradient<kind>(load_lanes(pre + j, rest), load_lanes(d_y + j, rest)), rest);
 }
 
-// y = activation(pre), rounded; pre has room for a vector beyond its end and does not overlap y.
+// pre = activation'(pre) * d_y.
 template <class T, class A>
-static void activate_row(Activation kind, const A* pre, T* y, int64_t count) {
-  switch (kind) {
-    case Activation::kNone:
-      return activate_row<Activation::kNone>(pre, y, count);
-    case Activation::kRelu:
-      return activate_row<Activation::kRelu>(pre, y, count);
-    case Activation::kSilu:
-      return activate_row<Activation::kSilu>(pre, y, count);
-    case Activation::kGelu:
-      return activate_row<Activation::kGelu>(pre, y, count);
-  }
-}
-
-template <Activation kind, class A>
-static void activation_gradient_row(const A* pre, A* d, int64_t count) {
-  for (int64_t j = 0; j < count; j += Arithmetic<A>::kLanes) {
-    store(d + j, activation_gradient<kind>(load(pre + j), load(d + j)));
-  }
-}
-
-// d *= activation'(pre), in place; both have room for a vector beyond their end.
-template <class A>
-static void activation_gradient_row(Activation kind, const A* pre, A* d, int64_t count) {
-  if (kind == Activation::kRelu) activation_gradient_row<Activation::kRelu>(pre, d, count);
-  if (kind == Activation::kSilu) activation_gradient_row<Activation::kSilu>(pre, d, count);
-  if (kind == Activation::kGelu) activation_gradient_row<Activation::kGelu>(pre, d, count);
+static void activation_gradient_row(Activation kind, A* pre, const T* d_y, int64_t count) {
+  if (kind == Activation::kRelu) activation_gradient_row<Activation::kRelu>(pre, d_y, count);
+  if (kind == Activation::kSilu) activation_gradient_row<Activation::kSilu>(pre, d_y, count);
+  if (kind == Activation::kGelu) activation_gradient_row<Activation::kGelu>(pre, d_y, count);
 }
