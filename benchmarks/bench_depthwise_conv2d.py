@@ -1,7 +1,7 @@
 """depthwise_conv2d against plain PyTorch at the depthwise layers of a small event encoder, with bias and SiLU.
 
-Floor: forward reads x and writes y; the gradient reads x and the gradient of y and writes that of x. The operations of the
-taps are few beside those bytes: 2 * k * k per output element, three times that with the gradient.
+Floor: forward reads x and writes y; the gradient reads x and the gradient of y and writes that of x. The operations
+of the taps are few beside those bytes: 2 * k * k per output element, three times that with the gradient.
 """
 
 import torch

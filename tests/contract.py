@@ -59,7 +59,8 @@ class OpContract:
             before = snapshot(arguments)
             on_device = to_device(arguments, backend.device)
             result = self.op(*on_device)
-            assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
+            others = [self.eager(*same) for same in in_each_layout(arguments)]
+            assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments), others=others)
             assert_unchanged(arguments if backend.device == "cpu" else on_device, before)
             assert_no_alias(result, on_device)
 
@@ -166,7 +167,8 @@ class DifferentiableOpContract(OpContract):
         for arguments in self.samples_for(backend, dtype, layout):
             actual = gradients(self.op, to_device(arguments, backend.device))
             exact = gradients(self.eager, widened(arguments))
-            assert_matches(actual, exact, gradients(self.eager, arguments), what="gradient")
+            others = [gradients(self.eager, same) for same in in_each_layout(arguments)]
+            assert_matches(actual, exact, gradients(self.eager, arguments), "gradient", others)
 
     def test_gradcheck(self, backend):
         arguments = requiring_grad(to_device(self.tiny(), backend.device))
@@ -254,6 +256,16 @@ def assert_no_alias(result, arguments):
 def to_device(arguments, device):
     """Moves tensors without losing their strides; on the CPU the very same tensors."""
     return arguments if device == "cpu" else tree_map_only(Tensor, lambda value: value.to(device), arguments)
+
+
+def in_each_layout(arguments) -> list[tuple]:
+    """The arguments with all images contiguous, and all channels_last: PyTorch sums in another order in each."""
+
+    def images_in(layout):
+        return lambda value: value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    return [tree_map_only(Tensor, images_in(layout), arguments) for layout in layouts]
 
 
 def is_differentiable(value) -> bool:
