@@ -14,7 +14,12 @@ namespace evkernels {
 
 constexpr int kDepthwiseThreads = 256;
 // Threads that hide the latency of memory; only beyond that many do strips grow longer, up to kDepthwiseStrip rows.
+#if defined(EVKERNELS_EMULATE)
+// So few that the small images of the tests have long strips as well.
+constexpr int64_t kDepthwiseManyThreads = 1 << 8;
+#else
 constexpr int64_t kDepthwiseManyThreads = 1 << 17;
+#endif
 constexpr int64_t kDepthwiseStrip = 16;
 
 // Sizes in 32 bits: the device divides them many times faster. Offsets into tensors have 64 bits.
