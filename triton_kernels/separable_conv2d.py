@@ -1,4 +1,4 @@
-"""Depthwise-separable convolution in Triton: one program takes a tile of PIXELS x OUTPUTS of one sample.
+"""Depthwise-separable convolution in Triton: one program takes a tile of OUTPUTS x PIXELS of one sample.
 
 It goes through the channels in blocks: the depthwise result of a block is computed in registers, activated, and
 multiplied into the tile by the matrix units, so that it never reaches memory. 16-bit data enter the product in their
@@ -27,20 +27,20 @@ def separable_conv2d_forward_kernel(
     FACTOR: tl.constexpr,
 ):  # fmt: skip
     sample, _, row, column, output = _tile(O, out_height, out_width, PIXELS, OUTPUTS)
-    total = tl.zeros((PIXELS, OUTPUTS), DTYPE)
+    total = tl.zeros((OUTPUTS, PIXELS), DTYPE)
     for first in range(0, C, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         a = _pre_activation(
-            x_ptr, depthwise_weight_ptr, depthwise_bias_ptr, sample, row, column, channel[None, :], C, H, W, padding,
+            x_ptr, depthwise_weight_ptr, depthwise_bias_ptr, sample, row, column, channel[:, None], C, H, W, padding,
             K, S, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
         )  # fmt: skip
         a = activate(a, ACTIVATION)
-        at = output.to(tl.int64) * C + channel[:, None]
-        weight = tl.load(pointwise_weight_ptr + at, (output < O) & (channel[:, None] < C), 0.0)
+        at = output.to(tl.int64) * C + channel[None, :]
+        weight = tl.load(pointwise_weight_ptr + at, (output < O) & (channel[None, :] < C), 0.0)
         if tl.float64 == DTYPE:
-            total += tl.sum(a[:, :, None] * weight[None, :, :], 1)
+            total += tl.sum(weight[:, :, None] * a[None, :, :], 1)
         else:
-            total = tl.dot(a.to(weight.dtype).to(FACTOR), weight.to(FACTOR), total, input_precision="ieee")
+            total = tl.dot(weight.to(FACTOR), a.to(weight.dtype).to(FACTOR), total, input_precision="ieee")
     # Last, because a sum that starts from a large bias rounds every small product to the bias's own unit.
     if pointwise_bias_ptr is not None:
         total += tl.load(pointwise_bias_ptr + output, output < O, 0.0).to(DTYPE)
