@@ -14,7 +14,7 @@ CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
 
 export TORCH
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test sanitize bench lint clean
 
 demo:
 	@$(PYTHON) tools/environment.py demo io
@@ -23,6 +23,10 @@ demo:
 test:
 	@$(PYTHON) tools/environment.py demo io test triton
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+sanitize:
+	@$(PYTHON) tools/environment.py demo io test triton
+	@$(RUN) -m pytest -m sanitizer $(ARGS)
 
 bench:
 	@$(PYTHON) tools/environment.py bench test

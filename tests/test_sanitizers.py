@@ -11,7 +11,7 @@ from emulation import build
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.slow
+@pytest.mark.sanitizer
 @pytest.mark.skipif(
     platform.system() != "Linux", reason="preloads the sanitizers' libraries, which is done on Linux only"
 )
