@@ -31,6 +31,10 @@ import emulation
 
 from evkernels import backends
 
+if not backends.why_no_triton():
+    # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
+    import evkernels.triton_kernels
+
 ISAS = ("baseline", "avx2", "avx512")
 BACKENDS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "cuda-emulated", "triton", "cuda")
 
