@@ -5,6 +5,7 @@ processor, the CUDA kernels executed on the CPU by the emulation layer, the Trit
 a machine with a GPU the real CUDA and Triton kernels.
 """
 
+import importlib
 import os
 import random
 import shutil
@@ -33,7 +34,7 @@ from evkernels import backends
 
 if not backends.why_no_triton():
     # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
-    import evkernels.triton_kernels
+    importlib.import_module("evkernels.triton_kernels")
 
 ISAS = ("baseline", "avx2", "avx512")
 BACKENDS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "cuda-emulated", "triton", "cuda")
