@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(evkernels.__file__).parent
 needs_compiled = pytest.mark.skipif(bool(backends.compiled_error), reason=str(backends.compiled_error))
 
+REQUIRED = re.compile(r'require\("([\w.]+)", "(\w+)"')
+
 SMOKE = """
 import sys, warnings
 import torch
@@ -227,3 +229,17 @@ def test_the_runs_of_the_commands_ask_for_extras_that_exist():
     asked = re.findall(r"environment\.py (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert asked
     assert {name for names in asked for name in names.split()} <= set(extras)
+
+
+def test_every_optional_library_is_in_the_extra_its_error_names():
+    extras = dict(
+        re.findall(
+            r"^(\w+) = (\[.*\])", (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")[2], re.M
+        )
+    )
+    distributions = {"PIL": "pillow", "skimage": "scikit-image"}
+    calls = [call for path in sorted(PACKAGE.rglob("*.py")) for call in REQUIRED.findall(path.read_text())]
+    assert ("eventcv", "io") in calls
+    for module, extra in calls:
+        name = distributions.get(module.partition(".")[0], module.partition(".")[0])
+        assert f'"{name}>=' in extras[extra], f"require({module!r}, {extra!r}) is not met by {extras[extra]}"
