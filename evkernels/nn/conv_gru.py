@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evkernels import ops
 from evkernels.nn.recurrent import RecurrentCell
+from evkernels.ops import registration
 
 
 class ConvGRUCell(RecurrentCell):
@@ -124,11 +125,19 @@ class ConvGRUCell(RecurrentCell):
     def _classic_step(self, x, h):
         xh = torch.cat([x, h.to(x.dtype)], dim=1)
         z, rh = ops.gru_reset(torch.cat([self.update_gate(xh), self.reset_gate(xh)], dim=1), h)
-        h = ops.gru_update(z, self.out_gate(torch.cat([x, rh], dim=1)), h)
+        h = ops.gru_update(z, self.out_gate(_with_state(xh, x, rh)), h)
         return h, h
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, form={self.form!r}"
+
+
+def _with_state(xh, x, rh) -> Tensor:
+    """[x, r*h]. Inference writes r*h over h in [x, h], and so allocates and copies less."""
+    if torch.is_grad_enabled() or registration.needs_reference():
+        return torch.cat([x, rh], dim=1)
+    xh[:, x.shape[1] :] = rh
+    return xh
 
 
 def _convolution(channels, rows, kernel_size, depthwise, groups, bias, where) -> nn.Module:
