@@ -1,4 +1,4 @@
-"""Command line: `python -m evkernels status`, `python -m evkernels demo`."""
+"""Command line: `python -m evkernels status`, `demo` and `reconstruct`."""
 
 import argparse
 import sys
@@ -24,9 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from evkernels import demo
 
         demo.add_arguments(demo_parser)
+    reconstruct_parser = commands.add_parser("reconstruct", help="make a video from a recording's events")
+    if argv[:1] == ["reconstruct"]:
+        from evkernels import reconstruct
+
+        reconstruct.add_arguments(reconstruct_parser)
     arguments = parser.parse_args(argv)
     if arguments.command == "demo":
         return demo.run(arguments)
+    if arguments.command == "reconstruct":
+        return reconstruct.run(arguments)
     if arguments.command == "status":
         print(status())
     else:

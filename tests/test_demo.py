@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("rich", reason="the demo needs rich (extra demo)")
 pytest.importorskip("matplotlib", reason="the demo needs matplotlib (extra demo)")
 
-from evkernels import backends, demo
+from evkernels import arguments, backends, demo
 from evkernels.demo import comparison, stages, training
 from evkernels.events import Events, simulate
 from evkernels.ops.registration import default_kernels
@@ -246,7 +246,7 @@ def test_sensor_smaller_than_the_recording(recording, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["346", "axb", "0x10", "-1x5", "3x4x5", ""])
 def test_sensor_must_be_two_numbers(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be WxH"):
-        demo._sensor(text)
+        arguments.sensor(text)
 
 
 def test_output_folder_that_is_a_file(recording, tmp_path, capsys):

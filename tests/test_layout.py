@@ -45,11 +45,12 @@ def test_stem_has_a_file_in_every_layer(stem):
     assert [layer.format(stem) for layer in LAYERS if not (ROOT / layer.format(stem)).exists()] == []
 
 
-def test_no_folder_or_file_belongs_to_no_op():
+def test_no_folder_or_file_belongs_to_no_op_or_model():
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
     assert folders - {"common", "host"} == set(STEMS)
     benchmarks = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert benchmarks <= set(STEMS)
+    models = {path.stem for path in (ROOT / "evkernels" / "models").glob("*.py")}
+    assert benchmarks <= set(STEMS) | models
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -11,16 +11,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from evkernels import arguments
+from evkernels.arguments import InputError
 from evkernels.events import Events, RecordingError, read, simulate
 from evkernels.events.optional import require
 
 _SMALLEST_SIDE = 16  # The encoder halves four times.
 _MOST_PIXELS = 4_000_000
 _FEWEST_WINDOWS = 6
-
-
-class _InputError(Exception):
-    """What was asked for cannot be done; the message is one line for the user."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECORDING",
         help=".npz, .txt, .zip, .raw, .dat, .aedat4, .h5 or .mat; without it, a simulated camera pan",
     )
-    parser.add_argument("--sensor", type=_sensor, metavar="WxH", help="sensor size where the recording does not say")
+    parser.add_argument(
+        "--sensor", type=arguments.sensor, metavar="WxH", help="sensor size where the recording does not say"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--windows", type=int, default=12, metavar="N", help="windows to cut into, default %(default)s")
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         for library in ("rich", "matplotlib"):
             require(library, "demo", "the demo")
-        device = _device(args.device)
+        device = arguments.device(args.device)
         events, notes = _events(args)
         _folder(args.out)
-    except (_InputError, RecordingError, ImportError) as error:
+    except (InputError, RecordingError, ImportError) as error:
         print("evkernels demo: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     from evkernels.demo.job import main_job
@@ -65,13 +65,13 @@ def _events(args: argparse.Namespace) -> tuple[Events, list[str]]:
     """The events and what there is to say about them."""
     for name, least in (("windows", _FEWEST_WINDOWS), ("steps", 1)):
         if getattr(args, name) < least:
-            raise _InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+            raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.recording is None and args.sensor:
         width, height = args.sensor
         try:
             events, notes = simulate(width=width, height=height), []
         except ValueError as error:
-            raise _InputError(f"--sensor {width}x{height}: {error}") from error
+            raise InputError(f"--sensor {width}x{height}: {error}") from error
     elif args.recording is None:
         events, notes = simulate(), []
     else:
@@ -82,31 +82,16 @@ def _events(args: argparse.Namespace) -> tuple[Events, list[str]]:
     where = args.recording or "the simulation"
     size = f"{events.width}x{events.height}"
     if min(events.width, events.height) < _SMALLEST_SIDE or events.width * events.height > _MOST_PIXELS:
-        raise _InputError(
+        raise InputError(
             f"{where}: expected a sensor of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} and at most {_MOST_PIXELS} "
             f"pixels, got {size}; --sensor WxH sets it where the recording does not say"
         )
     if events.duration < args.windows:
-        raise _InputError(
+        raise InputError(
             f"{where}: expected events over at least {args.windows} microseconds to cut {args.windows} windows from, "
             f"got {len(events)} events within {events.duration} microseconds"
         )
     return events, notes
-
-
-def _device(name: str):
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise _InputError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise _InputError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise _InputError(f"--device {name}: this torch ({torch.__version__}) finds {count} CUDA devices")
-    return device
 
 
 def _folder(path: Path) -> None:
@@ -114,11 +99,4 @@ def _folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / "report.md").write_text("")
     except OSError as error:
-        raise _InputError(f"--out {path}: cannot be written to: {error.strerror}") from error
-
-
-def _sensor(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"must be WxH such as 346x260, got {text!r}")
-    return int(width), int(height)
+        raise InputError(f"--out {path}: cannot be written to: {error.strerror}") from error

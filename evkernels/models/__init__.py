@@ -1,5 +1,8 @@
 """Networks built from `evkernels.nn`."""
 
+from evkernels.models.cista_tc import CistaTC
+from evkernels.models.e2vid import E2VIDRecurrent
 from evkernels.models.event_encoder import EventEncoder, EventPredictor
+from evkernels.models.firenet import FireNet
 
-__all__ = ["EventEncoder", "EventPredictor"]
+__all__ = ["CistaTC", "E2VIDRecurrent", "EventEncoder", "EventPredictor", "FireNet"]

@@ -1,0 +1,54 @@
+"""Arguments that several subcommands take, and the error that ends in one line and exit code 2."""
+
+import argparse
+import re
+
+_MICROSECONDS = {"us": 1, "ms": 1_000, "s": 1_000_000}
+
+
+class InputError(Exception):
+    """What was asked for cannot be done; the message is one line for the user."""
+
+
+def device(name: str):
+    """The torch.device `name`, if this machine has it.
+
+    Raises:
+        InputError: if it has not, or the name is no device's.
+    """
+    import torch
+
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise InputError(f"--device {name}: this torch ({torch.__version__}) finds {count} CUDA devices")
+    return found
+
+
+def sensor(text: str) -> tuple[int, int]:
+    """(width, height) of "WxH"."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"must be WxH such as 346x260, got {text!r}")
+    return int(width), int(height)
+
+
+def duration(text: str) -> int:
+    """Microseconds of "33ms", "500us", "0.1s"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s)", text)
+    microseconds = round(float(match[1]) * _MICROSECONDS[match[2]]) if match else 0
+    if not 0 < microseconds < 2**62:
+        raise argparse.ArgumentTypeError(f"must be a time of at least 1us such as 33ms, 500us or 0.1s, got {text!r}")
+    return microseconds
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or not 0 < int(text) < 2**62:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
