@@ -50,25 +50,25 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
     def empty_samples(self):
         return [sample(0, 3, 4, 5, activation="silu"), sample(0, 5, 1, 1, k=5, stride=2)]
 
-    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("k", [1, 3, 5, 7])
-    def test_every_border(self, k, stride, layout):
+    def test_every_border(self, k, stride, memory):
         """Maps narrower and wider than a vector and than the filter, paddings smaller and larger than it."""
         for channels, height, width in ((17, 9, 37), (16, 1, 1), (20, 7, 3), (1, 21, 50)):
             for padding in {k // 2, 0, k + 1}:
                 if min(height, width) + 2 * padding < k:
                     continue
-                arguments = sample(2, channels, height, width, k, stride, padding, "silu", layout=layout)
+                arguments = sample(2, channels, height, width, k, stride, padding, "silu", layout=memory)
                 assert_matches(ops.depthwise_conv2d(*arguments), eager(*widened(arguments)), eager(*arguments))
                 exact, plain = (gradients(eager, given) for given in (widened(arguments), arguments))
                 assert_matches(gradients(ops.depthwise_conv2d, arguments), exact, plain, what="gradient")
 
-    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("stride", [1, 2])
     @pytest.mark.parametrize("k", [3, 5])
-    def test_infinities_reach_no_further_than_the_filter(self, k, stride, layout):
-        arguments = sample(1, 17, 12, 41, k, stride, bias=False, layout=layout)
+    def test_infinities_reach_no_further_than_the_filter(self, k, stride, memory):
+        arguments = sample(1, 17, 12, 41, k, stride, bias=False, layout=memory)
         arguments[0][0, 3, 0, 40] = float("inf")
         arguments[0][0, 5, 11, 0] = float("nan")
         assert_matches(ops.depthwise_conv2d(*arguments), eager(*widened(arguments)), eager(*arguments))

@@ -5,6 +5,11 @@
 // rows only on their way to 16-bit types. One unit of the backward pass forms the gradient at the pre-activation (kept
 // for these rows alone), its products with the input and the gradient of the input rows above, while all are in the
 // cache.
+//
+// The floor is the larger of k * k multiply-adds per output and of one read of x and one write of y; backward, twice
+// the multiply-adds, one read of x and of the gradient and one write. At 3 x 3, 1 x 16 x 260 x 346 channels_last in
+// float32 and warm memory the forward takes 1.8 times a copy of x at stride 1 and 0.85 times at stride 2 (Zen 5, one
+// core); 9 multiply-adds per vector are 4.5 cycles there.
 
 #include "depthwise_conv2d/rows.inl"
 
