@@ -3,10 +3,12 @@
 #
 #   make demo ARGS="recording.npz --out out"      make test ARGS="tests/test_lstm_gates.py -x"
 #   make test PYTHON=python3.12 TORCH="torch==2.13.0"      TORCH holds any arguments of pip install
+#   make test JOBS=8                                       tests run in as many processes as there are cores
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 RUN := .venv/bin/python
 CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
 
@@ -20,7 +22,7 @@ demo:
 
 test:
 	@$(PYTHON) tools/environment.py demo io test triton
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 bench:
 	@$(PYTHON) tools/environment.py bench test

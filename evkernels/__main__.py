@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from evkernels import status
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
@@ -17,31 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands", parser_class=_Parser)
     commands.add_parser("status", help="say what runs where and why: the text for bug reports")
     demo_parser = commands.add_parser("demo", help="run the main job on a recording, fused against reference")
-    try:
-        if argv[:1] == ["demo"]:
-            # Only here: it imports plotting and progress bars, which the package does not depend on.
-            from evkernels import demo
+    if argv[:1] == ["demo"]:
+        # Only here: it imports readers and a simulator that nothing else needs.
+        from evkernels import demo
 
-            demo.add_arguments(demo_parser)
-        arguments = parser.parse_args(argv)
-        if arguments.command == "demo":
-            return demo.run(arguments)
-        if arguments.command == "status":
-            from evkernels import status
-
-            print(status())
-        else:
-            parser.print_help()
-    except ImportError as error:
-        return _fail(f"{error} (the demo needs the packages of `pip install evkernels[demo,io]`)")
-    except (OSError, ValueError) as error:
-        return _fail(str(error))
+        demo.add_arguments(demo_parser)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "demo":
+        return demo.run(arguments)
+    if arguments.command == "status":
+        print(status())
+    else:
+        parser.print_help()
     return 0
-
-
-def _fail(message: str) -> int:
-    print(f"evkernels: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ _compiled_kernels = frozenset(
     (op, device_type)
     for op in schemas
     for device_type in ("cpu", "cuda")
-    if op not in composed_kernels
+    if not (device_type == "cuda" and op in composed_kernels)
     and torch._C._dispatch_has_kernel_for_dispatch_key(f"evkernels::{op}", device_type.upper())
 )
 
@@ -116,7 +116,7 @@ def serving(op: str, device_type: str) -> tuple[str, bool]:
     table = _tables_in_front.get(device_type, {})
     if op in table:
         return _chosen or "triton", table[op] is not None
-    served = has_compiled_kernel(op, device_type) or op in composed_kernels
+    served = has_compiled_kernel(op, device_type) or (device_type == "cuda" and op in composed_kernels)
     return (device_type if served else "reference"), True
 
 

@@ -38,6 +38,10 @@ class OpContract:
         """Argument tuples on the CPU: sizes 1, odd, one more than a vector; with `large` also several tasks' worth."""
         raise AssertionError("a subclass must define samples")
 
+    def samples_for(self, backend, dtype: torch.dtype, layout: str) -> list[tuple]:
+        """What a backend is tried with; where calls take long, a class may give slow backends fewer samples."""
+        return self.samples(dtype, layout, large=not backend.is_slow)
+
     def empty_samples(self) -> list[tuple]:
         """Argument tuples in float32 with a size 0 in each place where the op allows one."""
         raise AssertionError("a subclass must define empty_samples")
@@ -51,11 +55,12 @@ class OpContract:
         return requiring_grad(arguments) if self.differentiable else tuple(arguments)
 
     def test_values(self, backend, dtype, layout):
-        for arguments in self.samples(dtype, layout, large=not backend.is_slow):
+        for arguments in self.samples_for(backend, dtype, layout):
             before = snapshot(arguments)
             on_device = to_device(arguments, backend.device)
             result = self.op(*on_device)
-            assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
+            others = [self.eager(*same) for same in in_each_layout(arguments)]
+            assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments), others=others)
             assert_unchanged(arguments if backend.device == "cpu" else on_device, before)
             assert_no_alias(result, on_device)
 
@@ -79,7 +84,7 @@ class OpContract:
 
     def test_shape_rule_matches_kernels(self, backend):
         for layout in self.layouts:
-            for arguments in self.samples(torch.float32, layout, large=False):
+            for arguments in self.samples_for(backend, torch.float32, layout):
                 arguments = to_device(arguments, backend.device)
                 for overload, call_arguments in registered_calls(self.op, arguments):
                     with FakeTensorMode() as mode:
@@ -159,10 +164,11 @@ class DifferentiableOpContract(OpContract):
     differentiable = True
 
     def test_gradients(self, backend, dtype, layout):
-        for arguments in self.samples(dtype, layout, large=not backend.is_slow):
+        for arguments in self.samples_for(backend, dtype, layout):
             actual = gradients(self.op, to_device(arguments, backend.device))
             exact = gradients(self.eager, widened(arguments))
-            assert_matches(actual, exact, gradients(self.eager, arguments), what="gradient")
+            others = [gradients(self.eager, same) for same in in_each_layout(arguments)]
+            assert_matches(actual, exact, gradients(self.eager, arguments), "gradient", others)
 
     def test_gradcheck(self, backend):
         arguments = requiring_grad(to_device(self.tiny(), backend.device))
@@ -207,6 +213,11 @@ class DifferentiableOpContract(OpContract):
         expected = torch.func.vmap(self.eager, in_dims)(*batched)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
+    def test_autocast_leaves_float64_alone(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results = tree_flatten(self.op(*self.tiny()))[0]
+        assert {result.dtype for result in results} == {torch.float64}
+
     def test_checkpointing(self):
 
         def checkpointed(*arguments):
@@ -245,6 +256,16 @@ def assert_no_alias(result, arguments):
 def to_device(arguments, device):
     """Moves tensors without losing their strides; on the CPU the very same tensors."""
     return arguments if device == "cpu" else tree_map_only(Tensor, lambda value: value.to(device), arguments)
+
+
+def in_each_layout(arguments) -> list[tuple]:
+    """The arguments with all images contiguous, and all channels_last: PyTorch sums in another order in each."""
+
+    def images_in(layout):
+        return lambda value: value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    return [tree_map_only(Tensor, images_in(layout), arguments) for layout in layouts]
 
 
 def is_differentiable(value) -> bool:

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from contract import DifferentiableOpContract
+from contract import DifferentiableOpContract, to_device
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
@@ -15,8 +16,8 @@ NARROW = [torch.bfloat16, torch.float16]
 # Sizes 1, odd, one more than a vector, without spatial dimensions, with one.
 SHAPES = [(2, 3, 3, 5), (1, 1, 1, 1), (2, 17, 4, 4), (3, 5, 7, 9), (3, 16), (2, 4, 33)]
 LARGE = (2, 64, 23, 41)
-# The state of the one-element sample is far from its candidate: where n - h cancels, one rounding unit of n is the whole
-# gradient, and a tolerance made from that one element says nothing.
+# The state of the one-element sample is far from its candidate: where n - h cancels, one rounding unit of n is the
+# whole gradient, and a tolerance made from that one element says nothing.
 STATE_SEED = 7
 EMPTY = [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5)]
 
@@ -67,6 +68,9 @@ class GruContract:
     def empty_samples(self):
         return [self.sample(*shape) for shape in EMPTY]
 
+    def tiny(self):
+        return self.sample(2, 2, 1, 3, dtype=torch.float64)
+
     @pytest.mark.parametrize("narrow", NARROW)
     def test_wide_state_beside_narrow_gates(self, backend, narrow):
         """H in float32: the state that comes back is float32 too, everything else has the gates' dtype."""
@@ -74,6 +78,26 @@ class GruContract:
         result = self.op(*(to(value, device=backend.device) for value in arguments))
         expected = self.eager(*arguments)
         assert_matches(result, self.eager(*(to(value, dtype=torch.float64) for value in arguments)), expected)
+
+    def test_bits_do_not_depend_on_the_neighbours(self, backend):
+        """Whole vectors and ends of rows compute the same: where threads divide the work does not show."""
+        arguments = self.requiring_grad(to_device(self.sample(1, 1, 37), backend.device))
+        inputs = [value for value in arguments if isinstance(value, Tensor)]
+
+        def run(begin, stop):
+            results, _ = tree_flatten(
+                self.op(*(value[..., begin:stop] if isinstance(value, Tensor) else value for value in arguments))
+            )
+            gradients = torch.autograd.grad(results, inputs, [value.detach() for value in results])
+            return [*results, *(value[..., begin:stop] for value in gradients)]
+
+        parts = [run(*ends) for ends in ((0, 1), (1, 20), (20, 37))]
+        for pieces, whole in zip(zip(*parts, strict=True), run(0, 37), strict=True):
+            # Plain PyTorch promises only to be close.
+            if backend.name == "reference":
+                torch.testing.assert_close(torch.cat(pieces, dim=-1), whole)
+            else:
+                assert torch.equal(torch.cat(pieces, dim=-1), whole)
 
     @pytest.mark.parametrize("value", EXTREMES)
     def test_extreme_values(self, backend, value):
@@ -194,7 +218,7 @@ class TestGruReset(GruContract, DifferentiableOpContract):
             ops.gru_reset(torch.zeros(zr), torch.zeros(2, 3), order)
 
     def test_rejects_dtypes(self):
-        with pytest.raises(TypeError, match="h must be of dtype torch.float64 beside zr"):
+        with pytest.raises(TypeError, match=r"h must be of dtype torch.float64 beside zr"):
             ops.gru_reset(torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2, 3))
 
 
@@ -220,7 +244,7 @@ class TestGruUpdate(GruContract, DifferentiableOpContract):
             ops.gru_update(torch.zeros(z), torch.zeros(n), torch.zeros(2, 3))
 
     def test_rejects_dtypes(self):
-        with pytest.raises(TypeError, match="n must be of the dtype of z, torch.float32, got torch.bfloat16"):
+        with pytest.raises(TypeError, match=r"n must be of the dtype of z, torch.float32, got torch.bfloat16"):
             ops.gru_update(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3))
 
 

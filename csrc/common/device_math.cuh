@@ -63,11 +63,8 @@ __host__ __device__ __forceinline__ float tanh(float x) {
   return copysignf(magnitude < 0.55f ? small : large, x);
 }
 
-// Only CPU loops need their products kept apart, see common/vec.inl.
-template <class V>
-__device__ __forceinline__ V rounded(V product) {
-  return product;
-}
+__host__ __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__host__ __device__ __forceinline__ double multiply_add(double a, double b, double c) { return ::fma(a, b, c); }
 
 __host__ __device__ __forceinline__ double exp(double x) { return ::exp(x); }
 __host__ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }

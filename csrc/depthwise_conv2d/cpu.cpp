@@ -7,6 +7,7 @@
 
 #include <memory>
 
+#include "depthwise_conv2d/cpu.h"
 #include "depthwise_conv2d/host.h"
 
 #define EVKERNELS_LOOPS "depthwise_conv2d/loops.inl"
@@ -67,10 +68,12 @@ void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const Depthwi
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
-                                                             std::optional<Tensor> bias, int64_t stride,
-                                                             int64_t padding, std::string activation, bool need_x,
-                                                             bool need_weight, bool need_bias) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_output, Tensor x, Tensor weight,
+                                                                 std::optional<Tensor> bias, int64_t stride,
+                                                                 int64_t padding, std::string activation, bool need_x,
+                                                                 bool need_weight, bool need_bias) {
   const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
   const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
   check_grad_output(grad_output, x, g);
@@ -103,10 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output,
   return {need_x ? in_layout(grad_x, wanted) : grad_x, grad_weight, grad_bias};
 }
 
-}  // namespace
 }  // namespace evkernels
 
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&evkernels::depthwise_conv2d));
-  m.impl("depthwise_conv2d_backward", TORCH_BOX(&evkernels::depthwise_conv2d_backward));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&evkernels::depthwise_conv2d_backward_cpu));
 }

@@ -15,13 +15,12 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
   weight = in_layout(weight, MemoryFormat::Contiguous);
   if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
   Tensor y = empty_output(x, g, x.scalar_type(), layout);
+  const Activation kind = parse_activation(activation);
   const DeviceScope scope(x);
-  dispatch_activation(parse_activation(activation), [&](auto kind) {
-    dispatch_floating("depthwise_conv2d", x.scalar_type(), [&](auto t) {
-      using T = typename decltype(t)::type;
-      launch_depthwise_conv2d_forward<decltype(kind)::value>(data<T>(x), data<T>(weight), data<T>(bias),
-                                                             mutable_data<T>(y), g, scope.stream());
-    });
+  dispatch_floating("depthwise_conv2d", x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    launch_depthwise_conv2d_forward(data<T>(x), data<T>(weight), data<T>(bias), mutable_data<T>(y), g, kind,
+                                    scope.stream());
   });
   EVKERNELS_CHECK_LAUNCH();
   return y;
@@ -42,29 +41,27 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output,
   Tensor grad_x = empty_or_nothing(need_x, x, layout);
   Tensor grad_weight = empty_or_nothing(need_weight, weight, MemoryFormat::Contiguous);
   Tensor grad_bias = empty_or_nothing(need_bias, bias.has_value() ? *bias : x, MemoryFormat::Contiguous);
-  const Activation activation_kind = parse_activation(activation);
+  const Activation kind = parse_activation(activation);
   const DeviceScope scope(x);
   dispatch_floating("depthwise_conv2d_backward", x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    const auto gradients_from = [&](const auto* d) {
-      if (need_x) {
-        launch_depthwise_conv2d_backward_input(d, data<T>(weight), mutable_data<T>(grad_x), g, scope.stream());
-      }
-      if (need_weight || need_bias) {
-        Tensor sums = torch::stable::empty({depthwise_sums_size(g)}, kComputeDtype<T>, std::nullopt, x.device());
-        launch_depthwise_conv2d_backward_weight(d, data<T>(x), mutable_data<Compute<T>>(sums),
-                                                need_weight ? mutable_data<T>(grad_weight) : nullptr,
-                                                need_bias ? mutable_data<T>(grad_bias) : nullptr, g, scope.stream());
-      }
-    };
-    if (activation_kind == Activation::kNone) return gradients_from(data<T>(grad_output));
-    Tensor d_pre = empty_output(x, g, kComputeDtype<T>, layout);
-    dispatch_activation(activation_kind, [&](auto kind) {
-      launch_depthwise_conv2d_backward_activation<decltype(kind)::value>(
-          data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output), mutable_data<Compute<T>>(d_pre), g,
-          scope.stream());
-    });
-    gradients_from(data<Compute<T>>(d_pre));
+    std::optional<Tensor> d_pre;
+    if (kind != Activation::kNone) {
+      d_pre = empty_output(x, g, kComputeDtype<T>, layout);
+      launch_depthwise_conv2d_backward_activation(data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output),
+                                                  mutable_data<Compute<T>>(*d_pre), g, kind, scope.stream());
+    }
+    if (need_x) {
+      launch_depthwise_conv2d_backward_input(data<T>(grad_output), data<Compute<T>>(d_pre), data<T>(weight),
+                                             mutable_data<T>(grad_x), g, scope.stream());
+    }
+    if (need_weight || need_bias) {
+      Tensor sums = torch::stable::empty({depthwise_sums_size(g)}, kComputeDtype<T>, std::nullopt, x.device());
+      launch_depthwise_conv2d_backward_weight(data<T>(grad_output), data<Compute<T>>(d_pre), data<T>(x),
+                                              mutable_data<Compute<T>>(sums),
+                                              need_weight ? mutable_data<T>(grad_weight) : nullptr,
+                                              need_bias ? mutable_data<T>(grad_bias) : nullptr, g, scope.stream());
+    }
   });
   EVKERNELS_CHECK_LAUNCH();
   return {grad_x, grad_weight, grad_bias};

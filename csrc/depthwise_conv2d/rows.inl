@@ -28,7 +28,12 @@ struct Plane {
 // unaligned ones, would be the bottleneck.
 template <class V>
 EVKERNELS_INLINE V in_register(V v) {
-  return rounded(v);
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
 }
 
 // Vectors of channels; where they do not fill the last one it overlaps the one before. channels >= lanes.

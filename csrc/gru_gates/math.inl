@@ -1,30 +1,29 @@
 // The two ConvGRU updates and their gradients for one element, in any arithmetic type that has sigmoid and tanh.
 // Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
 //
-// 1 - n^2 is written (1 - n)(1 + n), which loses nothing where n saturates and no instruction set needs a fused
-// multiply-add for. `rounded` makes the sum of two products the same in every copy of the code. The blend is not h +
-// z*(n - h), whose difference of infinities would be NaN.
+// Sums of products are multiply_add, for the same bits in every copy of the code. 1 - n^2 is written (1 - n)(1 + n),
+// which loses nothing where n saturates. The blend is not h + z*(n - h), whose difference of infinities would be NaN.
 
 template <class V>
 EVKERNELS_INLINE V gru_blend(V z, V n, V h) {
-  return rounded((1.0f - z) * h) + z * n;
+  return multiply_add(z, n, (1.0f - z) * h);
 }
 
 // z, r, n: sums of the pre-activations from the input and from the state.
 template <class V>
 EVKERNELS_INLINE V gru_gates_math(V z, V r, V n, V h) {
-  return gru_blend<V>(sigmoid(z), tanh(n + sigmoid(r) * h), h);
+  return gru_blend<V>(sigmoid(z), tanh(multiply_add(sigmoid(r), h, n)), h);
 }
 
 template <class V>
 EVKERNELS_INLINE void gru_gates_backward_math(V z, V r, V n, V h, V d_h_next, V& d_z, V& d_r, V& d_n, V& d_h) {
   z = sigmoid(z);
   r = sigmoid(r);
-  n = tanh(n + r * h);
+  n = tanh(multiply_add(r, h, n));
   d_n = d_h_next * z * ((1.0f - n) * (1.0f + n));
   d_z = d_h_next * (n - h) * z * (1.0f - z);
   d_r = d_n * h * r * (1.0f - r);
-  d_h = rounded(d_h_next * (1.0f - z)) + d_n * r;
+  d_h = multiply_add(d_n, r, d_h_next * (1.0f - z));
 }
 
 // z, r: pre-activations; z_active, rh: results.

@@ -1,9 +1,11 @@
 // The ConvLSTM gate update and its gradient for one element, in any arithmetic type that has sigmoid and tanh.
 // i, f, g, o are pre-activations. Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
+// Sums of products are multiply_add, for the same bits in every copy of the code; 1 - g^2 is (1 - g)(1 + g), which
+// loses nothing where g saturates.
 
 template <class V>
 EVKERNELS_INLINE void lstm_gates_math(V i, V f, V g, V o, V c, V& h, V& c_next) {
-  c_next = rounded(sigmoid(f) * c) + sigmoid(i) * tanh(g);
+  c_next = multiply_add(sigmoid(i), tanh(g), sigmoid(f) * c);
   h = sigmoid(o) * tanh(c_next);
 }
 
@@ -15,11 +17,11 @@ EVKERNELS_INLINE void lstm_gates_backward_math(V i, V f, V g, V o, V c, V d_h, V
   f = sigmoid(f);
   g = tanh(g);
   o = sigmoid(o);
-  const V tanh_c = tanh(rounded(f * c) + i * g);
-  const V d_cell = d_c_next + d_h * o * (1.0f - tanh_c * tanh_c);
+  const V tanh_c = tanh(multiply_add(i, g, f * c));
+  const V d_cell = multiply_add(d_h * o, (1.0f - tanh_c) * (1.0f + tanh_c), d_c_next);
   d_i = d_cell * g * i * (1.0f - i);
   d_f = d_cell * c * f * (1.0f - f);
-  d_g = d_cell * i * (1.0f - g * g);
+  d_g = d_cell * i * ((1.0f - g) * (1.0f + g));
   d_o = d_h * tanh_c * o * (1.0f - o);
   d_c = d_cell * f;
 }

@@ -72,8 +72,8 @@ EVKERNELS_INLINE double load_every(const double* p) {
 // The depthwise result of `count` consecutive pixels of one output row, up to a vector more. `known` is the window's
 // size where the compiler should know it, else 0.
 template <int known, int stride, class V, class R>
-static void depthwise_row(const R* __restrict__ rows, int64_t row_stride, const R* __restrict__ w, int64_t given, R bias,
-                          R* __restrict__ a, int64_t count) {
+static void depthwise_row(const R* __restrict__ rows, int64_t row_stride, const R* __restrict__ w, int64_t given,
+                          R bias, R* __restrict__ a, int64_t count) {
   constexpr int64_t lanes = sizeof(V) / sizeof(R);
   const int64_t size = known ? known : given;
   for (int64_t p = 0; p < count; p += lanes) {
@@ -100,42 +100,54 @@ EVKERNELS_INLINE void depthwise_row_of(const SeparableShape& s, const R* rows, i
   }
 }
 
-// Tiles [begin, end) of kPixelsFirst pixels of a sample. `buffer` holds (C + 1) * kPixelsFirst elements and a patch.
+// One tile: its sample, its first pixel and how many it has.
+struct PixelRange {
+  int64_t sample, first, count;
+};
+
+// The depthwise result of a tile, without activation, into a [C, kPixelsFirst] and a vector behind it. `unpacked` holds
+// one patch.
+template <class T, class R>
+static PixelRange depthwise_first(const T* __restrict__ x, const Packed<R>& p, R* __restrict__ a,
+                                  R* __restrict__ unpacked, const SeparableShape& s, const Tiling& t, int64_t tile) {
+  const int64_t sample = tile / t.tiles, place = tile - sample * t.tiles, group = place / t.parts;
+  const int64_t line = group * t.lines, column = (place - group * t.parts) * t.columns;
+  const int64_t lines = smaller(t.lines, s.out_height - line), columns = smaller(t.columns, s.out_width - column);
+  const Patch patch = {line * s.stride - s.padding, column * s.stride - s.padding, (lines - 1) * s.stride + s.size,
+                       (columns - 1) * s.stride + s.size, t.patch_stride};
+  for (int64_t c = 0; c < s.channels; ++c) {
+    unpack(x + (sample * s.channels + c) * s.height * s.width, patch, s, unpacked);
+    for (int64_t r = 0; r < lines; ++r) {
+      // Vectors reach behind the row; the next row, or the next channel, overwrites what they leave there.
+      depthwise_row_of<typename Arithmetic<T>::Type>(s, unpacked + r * s.stride * patch.stride, patch.stride,
+                                                     p.depthwise + c * s.size * s.size, p.depthwise_bias[c],
+                                                     a + c * kPixelsFirst + r * columns, columns);
+    }
+  }
+  return {sample, line * s.out_width + column, lines * columns};
+}
+
+// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds (C + 1) * kPixelsFirst elements and a patch.
 template <class T>
-static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed,
-                                            T* __restrict__ y, Compute<T>* buffer,
-                                            const SeparableShape& s, int64_t begin, int64_t end) {
+static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
+                                            Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kBlock = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
   const int64_t pixels = s.out_height * s.out_width;
   const Tiling t = tiling_of(s);
-  R* const unpacked = buffer + (s.channels + 1) * kPixelsFirst;
   for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t sample = tile / t.tiles, place = tile - sample * t.tiles, group = place / t.parts;
-    const int64_t line = group * t.lines, column = (place - group * t.parts) * t.columns;
-    const int64_t lines = smaller(t.lines, s.out_height - line), columns = smaller(t.columns, s.out_width - column);
-    const int64_t first = line * s.out_width + column, count = lines * columns;
-    const Patch patch = {line * s.stride - s.padding, column * s.stride - s.padding, (lines - 1) * s.stride + s.size,
-                         (columns - 1) * s.stride + s.size, t.patch_stride};
-    for (int64_t c = 0; c < s.channels; ++c) {
-      unpack(x + (sample * s.channels + c) * s.height * s.width, patch, s, unpacked);
-      for (int64_t r = 0; r < lines; ++r) {
-        // Vectors reach behind the row; the next row, or the next channel, overwrites what they leave there.
-        depthwise_row_of<V>(s, unpacked + r * s.stride * patch.stride, patch.stride,
-                            p.depthwise + c * s.size * s.size, p.depthwise_bias[c],
-                            buffer + c * kPixelsFirst + r * columns, columns);
-      }
-    }
+    const auto [sample, first, count] =
+        depthwise_first(x, p, buffer, buffer + (s.channels + 1) * kPixelsFirst, s, t, tile);
     activate_buffer<V>(s.activation, buffer, s.channels * kPixelsFirst);
     for (int64_t k = 0; k < count; k += kBlock) {
       const int64_t width = smaller(kBlock, count - k);
       for (int64_t o = 0; o < s.outputs; o += kRows) {
-        product_columns<true, V, R>(width, p.pointwise + o * s.channels, s.channels, buffer + k, kPixelsFirst,
-                                    p.pointwise_bias + o, s.channels, s.output_activation,
-                                    y + (sample * s.outputs + o) * pixels + first + k, pixels,
-                                    smaller(kRows, s.outputs - o));
+        product_columns<Start::kRowBias, V, R>(width, p.pointwise + o * s.channels, s.channels, buffer + k,
+                                               kPixelsFirst, p.pointwise_bias + o, s.channels, s.output_activation,
+                                               y + (sample * s.outputs + o) * pixels + first + k, pixels,
+                                               smaller(kRows, s.outputs - o));
       }
     }
   }

@@ -1,11 +1,12 @@
 // The channels_last loop of separable_conv2d, see loops.inl. Vectors run over the channels of a pixel.
 
-// Taps [y_begin, y_end) x [x_begin, x_end) of one vector of channels of one pixel. `corner` is the offset of tap (0, 0),
-// which may lie outside of the input. Vectors may reach into the next pixel's channels but not behind the input's end.
+// Taps [y_begin, y_end) x [x_begin, x_end) of one vector of channels of one pixel. `corner` is the offset of tap (0,
+// 0), which may lie outside of the input. Vectors may reach into the next pixel's channels but not behind the input's
+// end.
 template <class T, class V, class R>
-EVKERNELS_INLINE V depthwise_pixel(const T* __restrict__ x, int64_t total, int64_t corner, int64_t row, int64_t channels,
-                                   const R* __restrict__ w, int64_t w_stride, int64_t size, int64_t y_begin,
-                                   int64_t y_end, int64_t x_begin, int64_t x_end, V sum) {
+EVKERNELS_INLINE V depthwise_pixel(const T* __restrict__ x, int64_t total, int64_t corner, int64_t row,
+                                   int64_t channels, const R* __restrict__ w, int64_t w_stride, int64_t size,
+                                   int64_t y_begin, int64_t y_end, int64_t x_begin, int64_t x_end, V sum) {
   for (int64_t ky = y_begin; ky < y_end; ++ky) {
     for (int64_t kx = x_begin; kx < x_end; ++kx) {
       const int64_t at = corner + ky * row + kx * channels;
@@ -88,9 +89,8 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
 
 // Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds kPixelsLast * p.channels elements.
 template <class T>
-static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed,
-                                           T* __restrict__ y, Compute<T>* buffer,
-                                           const SeparableShape& s, int64_t begin, int64_t end) {
+static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
+                                           Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes, kPanel = kVectors * kLanes;
@@ -103,9 +103,10 @@ static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* 
     for (int64_t o = 0; o < s.outputs; o += kPanel) {
       const int64_t columns = smaller(kPanel, s.outputs - o);
       for (int64_t m = 0; m < count; m += kRows) {
-        product_columns<false, V, R>(columns, buffer + m * p.channels, p.channels, p.pointwise + o * s.channels,
-                                     round_up(columns, kLanes), p.pointwise_bias + o, s.channels, s.output_activation,
-                                     y + (first + m) * s.outputs + o, s.outputs, smaller(kRows, count - m));
+        product_columns<Start::kColumnBias, V, R>(
+            columns, buffer + m * p.channels, p.channels, p.pointwise + o * s.channels, round_up(columns, kLanes),
+            p.pointwise_bias + o, s.channels, s.output_activation, y + (first + m) * s.outputs + o, s.outputs,
+            smaller(kRows, count - m));
       }
     }
   }

@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(kSeparableThreads)
       const int column = kChannelsLast ? own_pixel + k * kStride : own_pixel;
       const SeparablePixel& p = pixels[kChannelsLast ? k : 0];
       const int64_t c = start + channel;
-      a[channel][column] =
-          p.exists && c < s.channels
-              ? activated(s.activation,
-                          separable_depthwise<kChannelsLast>(x, depthwise_weight, depthwise_bias, s, p, c))
-              : V(0);
+      a[channel][column] = p.exists && c < s.channels
+                               ? activated(s.activation, separable_depthwise<kChannelsLast>(x, depthwise_weight,
+                                                                                            depthwise_bias, s, p, c))
+                               : V(0);
       const int depth = thread % kSeparableDepth, o = thread / kSeparableDepth + k * kStride;
       const bool inside = first_output + o < s.outputs && start + depth < s.channels;
       w[depth][o] = inside ? to_float(pointwise_weight[(first_output + o) * s.channels + start + depth]) : V(0);

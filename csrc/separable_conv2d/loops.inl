@@ -27,7 +27,7 @@ template <class R>
 struct Packed {
   R* depthwise;       // channels_last: [k*k, channels rounded up]; NCHW: [C, k*k]
   R* depthwise_bias;  // [channels rounded up]
-  R* pointwise;       // channels_last: panels [C, kVectors * lanes], the last one narrower; NCHW: [outputs rounded up, C]
+  R* pointwise;  // channels_last: panels [C, kVectors * lanes], the last one narrower; NCHW: [outputs rounded up, C]
   R* pointwise_bias;  // [outputs rounded up]
   int64_t channels, outputs, size;
 };
@@ -47,9 +47,10 @@ static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s)
   return p;
 }
 
+// Elements of packed weights, with room for a block of rows that reaches behind them.
 template <class T>
 static int64_t separable_conv2d_packed_size(const SeparableShape& s) {
-  return packed_at<T>(nullptr, s).size;
+  return packed_at<T>(nullptr, s).size + kRows;
 }
 
 template <class T>
@@ -98,17 +99,22 @@ static void activate_buffer(Activation kind, R* values, int64_t count) {
   if (kind == Activation::kGelu) activate_vectors<Activation::kGelu, V>(values, count);
 }
 
-// kRows x (vectors * lanes) of the product into `tile`: a [kRows, depth] by b [depth, vectors * lanes], plus `bias`,
-// one per column or, with by_row, one per row.
-template <int vectors, bool by_row, class V, class R>
-EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, const R* __restrict__ b, int64_t b_stride,
-                              const R* __restrict__ bias, int64_t depth, R* __restrict__ tile) {
+// What is added to the sums of a product: a bias per column or per row (null: nothing), or what the result holds.
+enum class Start { kColumnBias, kRowBias, kResult };
+
+// kRows x (vectors * lanes) of a product: result[m][j] = sum over k of a[m * a_stride + k * a_step] * b[k][j].
+template <int vectors, Start start, class V, class R>
+EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, const R* __restrict__ b,
+                              int64_t b_stride, const R* __restrict__ bias, int64_t depth, R* __restrict__ result,
+                              int64_t result_stride) {
   constexpr int lanes = sizeof(V) / sizeof(R);
   V sum[kRows][vectors];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) sum[m][n] = by_row ? V{} + bias[m] : load(bias + n * lanes);
+    for (int n = 0; n < vectors; ++n) {
+      sum[m][n] = start == Start::kResult ? (V)load(result + m * result_stride + n * lanes) : V{};
+    }
   }
   for (int64_t k = 0; k < depth; ++k) {
     V column[vectors];
@@ -116,7 +122,7 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, const R
     for (int n = 0; n < vectors; ++n) column[n] = load(b + k * b_stride + n * lanes);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const V row = V{} + a[m * a_stride + k];
+      const V row = V{} + a[m * a_stride + k * a_step];
 #pragma GCC unroll 4
       for (int n = 0; n < vectors; ++n) sum[m][n] += row * column[n];
     }
@@ -124,17 +130,22 @@ EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, const R
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) store(tile + (m * vectors + n) * lanes, sum[m][n]);
+    for (int n = 0; n < vectors; ++n) {
+      // The bias comes last: a sum that starts from a large one rounds every small product to the bias's own unit.
+      if (start == Start::kRowBias && bias) sum[m][n] += bias[m];
+      if (start == Start::kColumnBias && bias) sum[m][n] += (V)load(bias + n * lanes);
+      store(result + m * result_stride + n * lanes, sum[m][n]);
+    }
   }
 }
 
 // One register block, from the product to the output: y [rows, columns] at a stride of y_stride.
-template <int vectors, bool by_row, class V, class R, class T>
+template <int vectors, Start start, class V, class R, class T>
 static void product_block(const R* a, int64_t a_stride, const R* b, int64_t b_stride, const R* bias, int64_t depth,
                           Activation activation, T* __restrict__ y, int64_t y_stride, int64_t rows, int64_t columns) {
   constexpr int lanes = sizeof(V) / sizeof(R);
   alignas(64) R tile[kRows * vectors * lanes];
-  product<vectors, by_row, V>(a, a_stride, b, b_stride, bias, depth, tile);
+  product<vectors, start, V>(a, a_stride, 1, b, b_stride, bias, depth, tile, vectors * lanes);
   activate_buffer<V>(activation, tile, rows * vectors * lanes);
   for (int64_t m = 0; m < rows; ++m) {
     for (int n = 0; n < vectors; ++n) {
@@ -150,18 +161,18 @@ static void product_block(const R* a, int64_t a_stride, const R* b, int64_t b_st
 }
 
 // product_block for as many vectors as `columns` needs.
-template <bool by_row, class V, class R, class... Rest>
+template <Start start, class V, class R, class... Rest>
 EVKERNELS_INLINE void product_columns(int64_t columns, Rest... rest) {
   switch ((columns + sizeof(V) / sizeof(R) - 1) / (sizeof(V) / sizeof(R))) {
     case 1:
-      return product_block<1, by_row, V, R>(rest..., columns);
+      return product_block<1, start, V, R>(rest..., columns);
     case 2:
-      return product_block<2, by_row, V, R>(rest..., columns);
+      return product_block<2, start, V, R>(rest..., columns);
     case 3:
-      if constexpr (kVectors > 2) return product_block<3, by_row, V, R>(rest..., columns);
+      if constexpr (kVectors > 2) return product_block<3, start, V, R>(rest..., columns);
       break;
     default:
-      if constexpr (kVectors > 2) return product_block<4, by_row, V, R>(rest..., columns);
+      if constexpr (kVectors > 2) return product_block<4, start, V, R>(rest..., columns);
   }
 }
 
@@ -170,8 +181,7 @@ EVKERNELS_INLINE void product_columns(int64_t columns, Rest... rest) {
 
 static int64_t separable_conv2d_tiles(const SeparableShape& s, bool channels_last) {
   const int64_t pixels = s.out_height * s.out_width;
-  return channels_last ? (s.batch * pixels + kPixelsLast - 1) / kPixelsLast
-                       : s.batch * tiling_of(s).tiles;
+  return channels_last ? (s.batch * pixels + kPixelsLast - 1) / kPixelsLast : s.batch * tiling_of(s).tiles;
 }
 
 // Elements that each thread needs.
@@ -180,3 +190,5 @@ static int64_t separable_conv2d_buffer_size(const SeparableShape& s, bool channe
   return channels_last ? kPixelsLast * round_up(s.channels, Arithmetic<T>::kLanes)
                        : (s.channels + 1) * kPixelsFirst + separable_conv2d_patch_size(s);
 }
+
+#include "separable_conv2d/backward.inl"

@@ -1,12 +1,16 @@
-"""Drop-in modules: parameters and one op call each; state-dict keys are those of the published layers."""
+"""Drop-in modules: parameters, convolutions and op calls; state-dict keys are those of the published layers."""
 
 from evkernels.nn.attention import ChannelAttention
+from evkernels.nn.conv_gru import ConvGRUCell
+from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 
 __all__ = [
     "ChannelAttention",
+    "ConvGRUCell",
+    "ConvLSTMCell",
     "EventNormalization",
     "SeparableBlock",
     "SeparableConv2d",

@@ -16,7 +16,7 @@ _library = torch.library.Library("evkernels", "FRAGMENT")
 schemas: dict[str, str] = {}
 # name -> the reference as a kernel.
 default_kernels: dict[str, Callable] = {}
-# name -> a kernel made of other registered ops and PyTorch's own, for every device.
+# name -> a kernel made of other registered ops and PyTorch's own, for backends that have none of their own.
 composed_kernels: dict[str, Callable] = {}
 
 
@@ -48,11 +48,10 @@ def _in_layout_of(position: int, reference: Callable) -> Callable:
 
 
 def define_composed(op: torch._ops.OpOverload, kernel: Callable) -> None:
-    """Every backend but the reference runs `op` as `kernel`, which calls registered ops and so follows the backend."""
+    """Backends without a kernel of `op` run it as `kernel`, which calls registered ops and so follows the backend."""
     name = op.name().partition("::")[2]
     composed_kernels[name] = kernel
-    for key in ("CPU", "CUDA"):
-        _library.impl(name, kernel, key)
+    _library.impl(name, kernel, "CUDA")
 
 
 def forbid_gradient(op: torch._ops.OpOverload, why: str) -> None:
@@ -86,8 +85,10 @@ def _autocast_kernel(op, cast, device_type, key):
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*arguments):
+        # PyTorch's own autocast leaves float64 alone too.
+        is_wide = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in arguments)
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return op(*cast(torch.get_autocast_dtype(device_type), *arguments))
+            return op(*(arguments if is_wide else cast(torch.get_autocast_dtype(device_type), *arguments)))
 
     return kernel
 

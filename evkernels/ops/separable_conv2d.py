@@ -50,10 +50,10 @@ def separable_conv2d(
             larger than the padded input.
 
     Computed in float32 (float64 for float64) and rounded once on output. Contiguous and channels_last inputs are read
-    in place, other strides are copied first. Under autocast all tensors are cast to the autocast dtype. Deterministic.
-    Differentiable to any order; the gradient keeps the arguments alone and recomputes the depthwise result, in the
-    dtype of `x` as PyTorch does. Double backward, forward mode and torch.func run on the reference. Source: Howard et
-    al. 2017 (arXiv:1704.04861), section 3.1.
+    in place, other strides are copied first. Under autocast all tensors are cast to the autocast dtype. Deterministic;
+    on the CPU the output and the gradients have the same bits for any number of threads. Differentiable to any order;
+    the gradient keeps the arguments alone and recomputes the depthwise result. Double backward, forward mode and
+    torch.func run on the reference. Source: Howard et al. 2017 (arXiv:1704.04861), section 3.1.
     """
     check_depthwise("depthwise_", x, depthwise_weight, depthwise_bias, stride, activation)
     check_activation("output_activation", output_activation)

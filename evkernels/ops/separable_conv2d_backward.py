@@ -1,8 +1,8 @@
-"""The gradient of `separable_conv2d`, composed of registered ops and PyTorch's matrix products.
+"""The gradient of `separable_conv2d`, composed of registered ops and a library's matrix products.
 
-The products take most of the time, and a library's are the fastest there are; the depthwise parts are ours. Only the
-arguments of the forward are kept: the depthwise result is computed again, which costs less than keeping it, and so is
-the pointwise one where an activation follows it.
+It serves the backends that have no kernel of their own for it: on a GPU a library's products are the fastest there are,
+and the depthwise parts are ours. Only the arguments of the forward are kept: the depthwise result is computed again,
+which costs less than keeping it, and so is the pointwise one where an activation follows it.
 """
 
 import torch
@@ -30,7 +30,7 @@ def composed_backward(
     output_activation: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    """The kernel of `separable_conv2d_backward` for every device, see `reference.separable_conv2d_backward`."""
+    """A kernel of `separable_conv2d_backward` for any device, see `reference.separable_conv2d_backward`."""
     need_x, need_depthwise_weight, need_pointwise_weight, need_depthwise_bias, need_pointwise_bias = output_mask
     need_depthwise = [need_x, need_depthwise_weight, need_depthwise_bias]
     layout = common_layout(x)

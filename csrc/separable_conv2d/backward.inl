@@ -1,0 +1,228 @@
+// The pointwise half of the gradient of separable_conv2d, see loops.inl: from the output's gradient to the gradients of
+// the depthwise result before its activation, of the pointwise weight and of its bias.
+//
+// A tile recomputes its depthwise result and, where an activation follows, its output; three products follow while all
+// of it is in the cache. Their own loops beat a library's here, twice on large tiles, and add up in an order that does
+// not depend on threads: the tiles are dealt to groups by the shape alone, each group adds up its tiles, and the host
+// adds up the groups.
+
+// Tiles of one group: enough that adding up the groups costs little, few enough that sums in float stay accurate.
+EVKERNELS_INLINE int64_t tiles_per_group(int64_t tiles) { return smaller(larger(4, (tiles + 15) / 16), 32); }
+
+static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_last) {
+  const int64_t tiles = separable_conv2d_tiles(s, channels_last);
+  return (tiles + tiles_per_group(tiles) - 1) / tiles_per_group(tiles);
+}
+
+// result [rows, columns] = start + a * b in blocks; result's rows are a multiple of kRows, its columns of the lanes. b
+// is packed in panels if b_stride is 0.
+template <Start start, class V, class R>
+static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
+                     const R* bias, int64_t columns, int64_t depth, R* result, int64_t result_stride) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R), kPanel = kVectors * lanes;
+  for (int64_t j = 0; j < columns; j += kPanel) {
+    const int64_t width = smaller(kPanel, round_up(columns - j, lanes));
+    const R* const panel = b_stride ? b + j : b + j * depth;
+    const int64_t panel_stride = b_stride ? b_stride : width;
+    for (int64_t m = 0; m < rows; m += kRows) {
+      const R* const block_bias = !bias ? nullptr : start == Start::kRowBias ? bias + m : bias + j;
+      const R* const block = a + m * a_stride;
+      R* const to = result + m * result_stride + j;
+      if (width == lanes) {
+        product<1, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
+      } else if (width == 2 * lanes) {
+        product<2, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
+      } else if constexpr (kVectors > 2) {
+        if (width == 3 * lanes) {
+          product<3, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
+        } else {
+          product<4, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
+        }
+      }
+    }
+  }
+}
+
+// to = gradient at `pre` of an activation whose output's gradient is `from`; [rows, columns], each at its own stride.
+template <Activation kind, class V, class R, class From, class To>
+static void gradient_rows(const R* __restrict__ pre, int64_t pre_stride, const From* __restrict__ from,
+                          int64_t from_stride, To* __restrict__ to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t m = 0; m < rows; ++m, pre += pre_stride, from += from_stride, to += to_stride) {
+    int64_t k = 0;
+    for (; k + lanes <= columns; k += lanes) {
+      store(to + k, activation_gradient<kind>((V)load(pre + k), (V)load(from + k)));
+    }
+    if (k < columns) {
+      const V last =
+          activation_gradient<kind>((V)load_partial(pre + k, columns - k), (V)load_partial(from + k, columns - k));
+      store_partial(to + k, last, columns - k);
+    }
+  }
+}
+
+template <class V, class... Rest>
+EVKERNELS_INLINE void gradient_of(Activation kind, Rest... rest) {
+  switch (kind) {
+    case Activation::kNone:
+      return gradient_rows<Activation::kNone, V>(rest...);
+    case Activation::kRelu:
+      return gradient_rows<Activation::kRelu, V>(rest...);
+    case Activation::kSilu:
+      return gradient_rows<Activation::kSilu, V>(rest...);
+    case Activation::kGelu:
+      return gradient_rows<Activation::kGelu, V>(rest...);
+  }
+}
+
+// The buffers of one tile, rows and columns rounded up. channels_last: pixels by channels; NCHW: channels by pixels.
+template <class R>
+struct TileBuffers {
+  R *pre, *a, *d_a;  // of the depthwise result: before and after its activation, and the gradient after
+  R *y, *d_y;        // of the output before its activation, and the gradient there
+  R* turned;         // NCHW: a as pixels by channels
+  R* unpacked;       // NCHW: a patch
+  int64_t size;
+};
+
+template <class T>
+static TileBuffers<Compute<T>> tile_buffers(Compute<T>* memory, const SeparableShape& s, bool channels_last) {
+  const int64_t pixels = channels_last ? kPixelsLast : kPixelsFirst;
+  // A vector behind each buffer, where blocks reach over the end.
+  const int64_t inner = pixels * round_up(round_up(s.channels, 16), kRows) + 16;
+  const int64_t outer = pixels * round_up(round_up(s.outputs, 16), kRows) + 16;
+  TileBuffers<Compute<T>> b;
+  b.pre = memory;
+  b.a = b.pre + inner;
+  b.d_a = b.a + inner;
+  b.y = b.d_a + inner;
+  b.d_y = b.y + outer;
+  b.turned = b.d_y + outer;
+  b.unpacked = b.turned + (channels_last ? 0 : inner);
+  b.size = b.unpacked + (channels_last ? 0 : separable_conv2d_patch_size(s)) - memory;
+  return b;
+}
+
+template <class T>
+static int64_t separable_conv2d_backward_buffer_size(const SeparableShape& s, bool channels_last) {
+  return tile_buffers<T>(nullptr, s, channels_last).size;
+}
+
+// Elements of a group's sums: the pointwise weight's gradient [outputs rounded up, channels rounded up], the bias's.
+template <class T>
+static int64_t separable_conv2d_sums_size(const SeparableShape& s) {
+  const auto p = packed_at<T>(nullptr, s);
+  return p.outputs * p.channels + p.outputs;
+}
+
+// channels_last only: the pointwise weight once more, in panels [O, kVectors * lanes] for the product with d_y.
+template <class T>
+static void separable_conv2d_pack_backward(const T* __restrict__ pointwise, Compute<T>* __restrict__ panels,
+                                           const SeparableShape& s) {
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
+  for (int64_t first = 0; first < s.channels; first += kPanel) {
+    const int64_t columns = smaller(kPanel, s.channels - first);
+    const int64_t width = round_up(columns, Arithmetic<T>::kLanes);
+    for (int64_t o = 0; o < s.outputs; ++o) {
+      Compute<T>* const row = panels + first * s.outputs + o * width;
+      for (int64_t c = 0; c < width; ++c) row[c] = c < columns ? to_float(pointwise[o * s.channels + first + c]) : 0;
+    }
+  }
+}
+
+template <class T>
+EVKERNELS_INLINE Compute<T> sum_of(const Compute<T>* __restrict__ values, int64_t count) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  typename Arithmetic<T>::Type sum = {};
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) sum += load(values + k);
+  if (k < count) sum += load_partial(values + k, count - k);
+  Compute<T> lanes[kLanes], total = 0;
+  store(lanes, sum);
+  for (int64_t l = 0; l < kLanes; ++l) total += lanes[l];
+  return total;
+}
+
+// Groups [begin, end). `panels` is for channels_last only; `sums` holds separable_conv2d_sums_size elements per group.
+template <class T>
+static void separable_conv2d_backward_groups(const T* __restrict__ d_output, const T* __restrict__ x,
+                                             Compute<T>* packed, const Compute<T>* panels, T* __restrict__ d_pre,
+                                             Compute<T>* sums, Compute<T>* memory, const SeparableShape& s,
+                                             bool channels_last, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const Packed<R> p = packed_at<T>(packed, s);
+  const TileBuffers<R> b = tile_buffers<T>(memory, s, channels_last);
+  const Tiling t = tiling_of(s);
+  const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
+  const int64_t outputs = round_up(O, kLanes), sums_size = separable_conv2d_sums_size<T>(s);
+  const int64_t tiles = separable_conv2d_tiles(s, channels_last), per_group = tiles_per_group(tiles);
+  const bool recompute = s.output_activation != Activation::kNone;
+  for (int64_t group = begin; group < end; ++group) {
+    R* const d_weight = sums + group * sums_size;
+    R* const d_bias = d_weight + p.outputs * p.channels;
+    for (int64_t k = 0; k < sums_size; ++k) d_weight[k] = 0;
+    for (int64_t tile = group * per_group; tile < smaller((group + 1) * per_group, tiles); ++tile) {
+      if (channels_last) {
+        const int64_t first = tile * kPixelsLast, count = smaller(kPixelsLast, s.batch * pixels - first);
+        depthwise_last(x, p, b.pre, s, first, count);
+        __builtin_memcpy(b.a, b.pre, count * p.channels * sizeof(R));
+        activate_buffer<V>(s.activation, b.a, count * p.channels);
+        if (recompute) {
+          multiply<Start::kColumnBias, V, R>(b.a, p.channels, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
+                                             outputs);
+        }
+        gradient_of<V>(s.output_activation, b.y, outputs, d_output + first * O, O, b.d_y, outputs, count, O);
+        multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.channels);
+        multiply<Start::kResult, V, R>(b.d_y, 1, outputs, O, b.a, p.channels, nullptr, C, count, d_weight, p.channels);
+        for (int64_t o = 0; o < O; o += kLanes) {
+          V sum = {};
+          for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * outputs + o);
+          store(d_bias + o, load(d_bias + o) + sum);
+        }
+        gradient_of<V>(s.activation, b.pre, p.channels, b.d_a, p.channels, d_pre + first * C, C, count, C);
+      } else {
+        const auto [sample, first, count] = depthwise_first(x, p, b.pre, b.unpacked, s, t, tile);
+        __builtin_memcpy(b.a, b.pre, C * kPixelsFirst * sizeof(R));
+        activate_buffer<V>(s.activation, b.a, C * kPixelsFirst);
+        for (int64_t c = 0; c < C; ++c) {
+          for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPixelsFirst + k];
+        }
+        if (recompute) {
+          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPixelsFirst, p.pointwise_bias, count, C, b.y,
+                                          kPixelsFirst);
+        }
+        gradient_of<V>(s.output_activation, b.y, kPixelsFirst, d_output + sample * O * pixels + first, pixels, b.d_y,
+                       kPixelsFirst, O, count);
+        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPixelsFirst, nullptr, count, O, b.d_a,
+                                        kPixelsFirst);
+        multiply<Start::kResult, V, R>(b.d_y, kPixelsFirst, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
+                                       p.channels);
+        for (int64_t o = 0; o < O; ++o) {
+          d_bias[o] += sum_of<T>(b.d_y + o * kPixelsFirst, count);
+        }
+        gradient_of<V>(s.activation, b.pre, kPixelsFirst, b.d_a, kPixelsFirst, d_pre + sample * C * pixels + first,
+                       pixels, C, count);
+      }
+    }
+  }
+}
+
+// Adds up the groups' sums in their order. d_weight [O, C] or d_bias [O] may be null.
+template <class T>
+static void separable_conv2d_reduce(const Compute<T>* __restrict__ sums, int64_t groups, T* __restrict__ d_weight,
+                                    T* __restrict__ d_bias, const SeparableShape& s) {
+  const auto p = packed_at<T>(nullptr, s);
+  const int64_t size = separable_conv2d_sums_size<T>(s);
+  for (int64_t o = 0; o < s.outputs; ++o) {
+    for (int64_t c = 0; d_weight && c < s.channels; ++c) {
+      double total = 0;
+      for (int64_t g = 0; g < groups; ++g) total += sums[g * size + o * p.channels + c];
+      d_weight[o * s.channels + c] = from_float<T>((Compute<T>)total);
+    }
+    double total = 0;
+    for (int64_t g = 0; g < groups; ++g) total += sums[g * size + p.outputs * p.channels + o];
+    if (d_bias) d_bias[o] = from_float<T>((Compute<T>)total);
+  }
+}

@@ -1,0 +1,5 @@
+"""Networks built from `evkernels.nn`."""
+
+from evkernels.models.event_encoder import EventEncoder, EventPredictor
+
+__all__ = ["EventEncoder", "EventPredictor"]
