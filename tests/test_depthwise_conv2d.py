@@ -220,3 +220,30 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
     def assert_like_eager(self, backend, arguments):
         on_device = self.on(backend, arguments)
         assert_matches(self.op(*on_device), eager(*widened(arguments)), eager(*arguments))
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("k", [1, 3, 5, 7])
+    def test_vectors_of_channels_and_pixels(self, k, stride, x_layout):
+        """On the CPU: maps narrower and wider than a vector and than the filter, channels that fill vectors or not."""
+        for channels, height, width in ((17, 9, 37), (16, 1, 1), (20, 7, 3), (1, 21, 50)):
+            for padding in {k // 2, 0, k + 1}:
+                if min(height, width) + 2 * padding < k:
+                    continue
+                arguments = sample(2, channels, height, width, k, stride, padding, "silu", layout=x_layout)
+                self.assert_like_eager_on_cpu(arguments)
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("k", [3, 5])
+    def test_infinities_reach_no_further_than_the_filter(self, k, stride, x_layout):
+        """On the CPU, at the ends of rows, which vectors may overrun."""
+        arguments = sample(1, 17, 12, 41, k, stride, bias=False, layout=x_layout)
+        arguments[0][0, 3, 0, 40] = float("inf")
+        arguments[0][0, 5, 11, 0] = float("nan")
+        self.assert_like_eager_on_cpu(arguments)
+
+    def assert_like_eager_on_cpu(self, arguments):
+        assert_matches(self.op(*arguments), eager(*widened(arguments)), eager(*arguments))
+        exact, plain = (gradients(eager, given) for given in (widened(arguments), arguments))
+        assert_matches(gradients(self.op, arguments), exact, plain, what="gradient")

@@ -3,6 +3,7 @@
 // kBlock output rows are formed together, so that a vector of an input row, loaded at each of the filter's columns,
 // serves all of them: unaligned loads, not multiplications, are what a single row would wait for. At stride 2 two
 // vectors are split into even and odd columns. At the borders loads are masked and rows outside are left out.
+// Rows unpacked with zeros around them, which need no masks, took 1.7 times as long (3 x 3, 64 x 65 x 87).
 
 // The lanes inside the image of the vectors that load_tap loads for each of the filter's columns, where those from
 // `begin` to `end` are inside for the first one, and no more than `limit`.

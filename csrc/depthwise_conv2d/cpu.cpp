@@ -1,8 +1,7 @@
 // Depthwise convolution on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
 //
-// Threads share rows, whatever planes they lie in. The backward pass is two sweeps: the first forms the gradient at the
-// pre-activation (kept in float32; the given gradient serves directly where there is no activation) and partial sums of
-// the gradients of weights and bias, the second the gradient of the input.
+// Threads share rows in the forward pass, in the backward pass units of rows cut by the shape alone: each forms the
+// gradient of its input rows and one partial sum of those of weights and bias, added up in double in a fixed order.
 
 #include <torch/csrc/stable/library.h>
 
@@ -17,7 +16,7 @@
 namespace evkernels {
 namespace {
 
-// Elements per task: about 20 us of work, well above the cost of waking a thread and of refilling the ring of rows.
+// Elements per task: about 20 us of work, well above the cost of waking a thread and of arranging the filters.
 constexpr int64_t kGrain = 32768;
 
 int64_t rows_per_task(int64_t elements_per_row) { return 1 + kGrain / elements_per_row; }

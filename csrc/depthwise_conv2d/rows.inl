@@ -68,14 +68,15 @@ struct Lanes {
   EVKERNELS_LOOP_BODY Lanes(int64_t first, int64_t last)
       : begin(larger(first, 0)), end(smaller(last, Arithmetic<A>::kLanes)) {}
 };
+// Not inlined: these loops would be most of the code.
 template <class T, class A>
-EVKERNELS_INLINE typename Arithmetic<T>::Type load_lanes(const T* p, Lanes<A> lanes) {
+static __attribute__((noinline)) typename Arithmetic<T>::Type load_lanes(const T* p, Lanes<A> lanes) {
   T buffer[Arithmetic<T>::kLanes] = {};
   for (int64_t j = lanes.begin; j < lanes.end; ++j) buffer[j] = p[j];
   return load(buffer);
 }
 template <class T, class A>
-EVKERNELS_INLINE void store_lanes(T* p, typename Arithmetic<T>::Type v, Lanes<A> lanes) {
+static __attribute__((noinline)) void store_lanes(T* p, typename Arithmetic<T>::Type v, Lanes<A> lanes) {
   T buffer[Arithmetic<T>::kLanes];
   store(buffer, v);
   for (int64_t j = lanes.begin; j < lanes.end; ++j) p[j] = buffer[j];
