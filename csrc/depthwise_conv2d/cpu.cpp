@@ -30,9 +30,9 @@ std::unique_ptr<A[]> memory(int64_t count) {
 MemoryFormat layout_of_loops(const Tensor& x) { return x.size(1) < 16 ? MemoryFormat::Contiguous : common_layout(x); }
 
 Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
-                        std::string activation) {
+                        std::string activation, int64_t dilation) {
   const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   x = in_layout(x, layout);
   weight = in_layout(weight, MemoryFormat::Contiguous);
   if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
@@ -72,10 +72,11 @@ void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const Depthwi
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_output, Tensor x, Tensor weight,
                                                                  std::optional<Tensor> bias, int64_t stride,
-                                                                 int64_t padding, std::string activation, bool need_x,
-                                                                 bool need_weight, bool need_bias) {
+                                                                 int64_t padding, std::string activation,
+                                                                 int64_t dilation, bool need_x, bool need_weight,
+                                                                 bool need_bias) {
   const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   check_grad_output(grad_output, x, g);
   grad_output = in_layout(grad_output, layout);
   x = in_layout(x, layout);

@@ -21,8 +21,9 @@ struct Size {
   static constexpr int value = size;
 };
 
-// Calls f(Size<k>) for the sizes that have loops of their own, f(Size<0>) for others. Double, which is there for
-// gradient checks, and x86 processors older than AVX2 make do with the latter: half of the code would be for them.
+// Calls f(Size<k>) for the sizes that have loops of their own, f(Size<0>) for others and for dilated filters. Double,
+// which is there for gradient checks, and x86 processors older than AVX2 make do with the latter: half of the code
+// would be for them.
 template <class T, class F>
 EVKERNELS_INLINE void dispatch_size(const Plane<T>& p, const F& f) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 4
@@ -31,8 +32,8 @@ EVKERNELS_INLINE void dispatch_size(const Plane<T>& p, const F& f) {
   constexpr bool kOwnLoops = !__is_same(T, double);
 #endif
   if constexpr (kOwnLoops) {
-    if (p.k == 3) return f(Size<3>{});
-    if (p.k == 5) return f(Size<5>{});
+    if (p.k == 3 && p.dilation == 1) return f(Size<3>{});
+    if (p.k == 5 && p.dilation == 1) return f(Size<5>{});
   }
   f(Size<0>{});
 }
@@ -137,6 +138,7 @@ struct Filters {
             g.channels,
             g.k,
             g.padding,
+            g.dilation,
             filter,
             bias ? bias_values : nullptr};
   }
@@ -209,15 +211,17 @@ static void depthwise_backward(const T* x, const T* weight, const T* bias, const
                     to = last == g.out_height ? g.height : g.input_row(last);
       // The rows of d, from `top` on, as an image; row `top` of the output lies above row stride * top of the input.
       const int64_t shift = g.stride * top;
-      const Plane<typename PointeeOf<decltype(d)>::type> gradient = {d,
-                                                                     bottom - top,
-                                                                     g.out_width,
-                                                                     g.width,
-                                                                     g.channels,
-                                                                     g.k,
-                                                                     g.stride == 1 ? g.k - 1 - g.padding : g.padding,
-                                                                     g.stride == 1 ? filters.turned : filters.filter,
-                                                                     nullptr};
+      const Plane<typename PointeeOf<decltype(d)>::type> gradient = {
+          d,
+          bottom - top,
+          g.out_width,
+          g.width,
+          g.channels,
+          g.k,
+          g.stride == 1 ? g.span() - 1 - g.padding : g.padding,
+          g.dilation,
+          g.stride == 1 ? filters.turned : filters.filter,
+          nullptr};
       input_gradient<T>(gradient, g, memory, d_x + (plane * g.height + from) * g.width * g.channels, from - shift,
                         to - shift);
     };
@@ -225,7 +229,7 @@ static void depthwise_backward(const T* x, const T* weight, const T* bias, const
     if (activation == Activation::kNone) {
       backward(d_plane, 0, g.out_height);
     } else {
-      const int64_t top = larger(0, first - (g.k - 1) / g.stride);
+      const int64_t top = larger(0, first - (g.span() - 1) / g.stride);
       for (int64_t row = top, rows; row < last; row += rows) {
         rows = smaller(g.rows_at_once(count), last - row);
         A* const to = pre + (row - top) * count;
