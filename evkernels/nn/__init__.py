@@ -3,6 +3,7 @@
 from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
+from evkernels.nn.convert import Conversion, convert
 from evkernels.nn.depthwise import CausalDepthwiseConv3d, DepthwiseConv2d
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
@@ -16,11 +17,13 @@ __all__ = [
     "ChannelAttention",
     "ConvGRUCell",
     "ConvLSTMCell",
+    "Conversion",
     "DepthwiseConv2d",
     "EventNormalization",
     "RMSNorm",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "convert",
     "event_normalization",
 ]
