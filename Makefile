@@ -14,7 +14,7 @@ CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
 
 export TORCH
 
-.PHONY: demo test sanitize bench lint clean
+.PHONY: demo test sanitize gpu-check bench lint clean
 
 demo:
 	@$(PYTHON) tools/environment.py demo io
@@ -27,6 +27,11 @@ test:
 sanitize:
 	@$(PYTHON) tools/environment.py demo io test triton
 	@$(RUN) -m pytest -m sanitizer $(ARGS)
+
+gpu-check:
+	@$(PYTHON) tools/environment.py demo io test triton
+	@$(RUN) -m pytest tests/test_cuda_build.py tests/test_triton_compile.py tests/test_emulation.py $(ARGS)
+	@$(RUN) tests/gpu_resources.py
 
 bench:
 	@$(PYTHON) tools/environment.py bench test

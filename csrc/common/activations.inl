@@ -26,7 +26,7 @@ EVKERNELS_INLINE VecF exp(VecF x) {
   q = q * r + 1.6666667e-1f;
   q = q * r + 0.5f;
   q = q * (r * r) + r;
-  const VecF scale = (VecF)(((VecI)shifted << 23) + 0x3f800000);
+  const VecF scale = (VecF)(((VecU)shifted << 23) + 0x3f800000);
   return select(underflow, zero, scale * (q + 1.0f));
 }
 EVKERNELS_INLINE VecF absolute(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }

@@ -6,6 +6,8 @@
 
 typedef float VecF __attribute__((vector_size(EVKERNELS_LANES * 4)));
 typedef int32_t VecI __attribute__((vector_size(EVKERNELS_LANES * 4)));
+// Exponents are put together modulo 2^32: lanes whose value is discarded (NaN) may wrap.
+typedef uint32_t VecU __attribute__((vector_size(EVKERNELS_LANES * 4)));
 typedef uint16_t VecU16 __attribute__((vector_size(EVKERNELS_LANES * 2)));
 
 template <class T>
@@ -36,8 +38,8 @@ EVKERNELS_INLINE VecF load(const BFloat16* p) {
 }
 // Rounds to nearest even; a NaN keeps its sign and becomes quiet instead of rounding up to infinity.
 EVKERNELS_INLINE void store(BFloat16* p, VecF v) {
-  const VecI bits = (VecI)v;
-  const VecI rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const VecU bits = (VecU)v;
+  const VecU rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const VecU16 u = __builtin_convertvector((v != v ? bits | 0x400000 : rounded) >> 16, VecU16);
   __builtin_memcpy(p, &u, sizeof u);
 }
@@ -130,7 +132,7 @@ EVKERNELS_INLINE VecF expm1(VecF x) {
   q = multiply_add(q, r, 1.6666667e-1f);
   q = multiply_add(q, r, 0.5f);
   const VecF expm1_r = multiply_add(q, r * r, r);
-  const VecF scale = (VecF)(((VecI)shifted << 23) + 0x3f800000);  // 2^n
+  const VecF scale = (VecF)(((VecU)shifted << 23) + 0x3f800000);  // 2^n
   return multiply_add(scale, expm1_r, scale - 1.0f);
 }
 
