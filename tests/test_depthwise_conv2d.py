@@ -8,20 +8,27 @@ from contract import DTYPES, DifferentiableOpContract, gradients, widened
 from evkernels import ops
 from evkernels.testing import LAYOUTS, assert_matches, tensor
 
-ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+}
 
 
-def eager(x, weight, bias=None, stride=1, padding=None, activation="none"):
-    padding = weight.shape[-1] // 2 if padding is None else padding
-    return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1]))
+def eager(x, weight, bias=None, stride=1, padding=None, activation="none", dilation=1):
+    padding = (weight.shape[-1] - 1) * dilation // 2 if padding is None else padding
+    return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1]))
 
 
-def sample(n, c, height, width, k=3, stride=1, padding=None, activation="none", bias=True, **options):
+def sample(n, c, height, width, k=3, stride=1, padding=None, activation="none", dilation=1, bias=True, **options):
     """Arguments for one call; `options` are the dtype and layout of x."""
     x = tensor(n, c, height, width, seed=1, **options)
     dtype = options.get("dtype", torch.float32)
     weight = tensor(c, 1, k, k, dtype=dtype, seed=2) * 0.5
-    return x, weight, tensor(c, dtype=dtype, seed=3) if bias else None, stride, padding, activation
+    return x, weight, tensor(c, dtype=dtype, seed=3) if bias else None, stride, padding, activation, dilation
 
 
 class TestDepthwiseConv2d(DifferentiableOpContract):
@@ -44,6 +51,8 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
             # Six channels: eager's own error on the gradients of one or two biases is too often small by luck.
             sample(1, 6, 6, 9, k=7, stride=2, padding=4, activation="silu", **options),
             sample(1, 16, 5, 4, k=1, activation="relu", **options),
+            sample(1, 6, 8, 21, dilation=2, activation="gelu_tanh", **options),
+            sample(1, 17, 9, 6, k=5, padding=5, dilation=3, activation="sigmoid", **options),
             *[sample(2, 33, 41, 50, stride=2, activation="gelu", **options)] * large,
             *[sample(2, 32, 23, 41, activation="silu", **options)] * large,
         ]
@@ -78,6 +87,51 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
             assert_matches(gradients(self.op, on_device), gradients(eager, exact), gradients(eager, alike))
 
     @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(
+        ("k", "dilation", "padding", "channels", "size"),
+        [(1, 4, 0, 2, (3, 5)), (3, 2, None, 18, (13, 19)), (3, 3, 0, 3, (7, 8)), (3, 5, None, 17, (2, 1)),
+         (3, 2, 7, 17, (1, 3)), (3, 9, None, 2, (23, 41)), (5, 2, 3, 33, (9, 12)), (7, 3, None, 3, (5, 40)),
+         (31, 2, 31, 2, (2, 3))],
+    )  # fmt: skip
+    def test_dilations(self, backend, k, dilation, padding, channels, size, x_layout):
+        """Blocks of rows cut short by the image, no padding, much padding, taps that all lie outside."""
+        options = {"padding": padding, "dilation": dilation, "layout": x_layout}
+        arguments = sample(2, channels, *size, k=k, **options)
+        on_device = self.on(backend, arguments)
+        assert_matches(self.op(*on_device), eager(*widened(arguments)), eager(*arguments))
+        if not (backend.is_slow and k * k * channels > 200):
+            exact, alike = gradients(eager, widened(arguments)), gradients(eager, arguments)
+            assert_matches(gradients(self.op, on_device), exact, alike)
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("k", [1, 3, 5])
+    def test_dilation_at_stride_2_runs_on_the_reference(self, k, x_layout):
+        arguments = sample(2, 17, 12, 9, k=k, stride=2, dilation=2, activation="silu", layout=x_layout)
+        y = self.op(*arguments)
+        assert_matches(y, eager(*widened(arguments)), eager(*arguments))
+        exact, alike = gradients(eager, widened(arguments)), gradients(eager, arguments)
+        assert_matches(gradients(self.op, arguments), exact, alike)
+        memory_format = torch.contiguous_format if x_layout == "contiguous" else torch.channels_last
+        assert y.is_contiguous(memory_format=memory_format)
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), y)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = self.op(*arguments)
+        half = [value.bfloat16() if torch.is_tensor(value) else value for value in arguments]
+        assert torch.equal(z, self.op(*half))
+
+    @pytest.mark.parametrize("activation", ["gelu_tanh", "sigmoid"])
+    def test_activations_far_from_zero(self, backend, activation):
+        x = torch.tensor([-1e38, -1e15, -90.0, -30.0, -6.0, -1e-30, 1e-30, 6.0, 30.0, 90.0, 1e15, 1e38, float("nan")])
+        arguments = (x.repeat(5).reshape(1, 1, 5, 13), torch.ones(1, 1, 1, 1), None, 1, 0, activation)
+        self.assert_like_eager(backend, arguments)
+        x, *rest = self.on(backend, (arguments[0][..., :12].contiguous(), *arguments[1:]))
+        (grad,) = torch.autograd.grad(self.op(x.requires_grad_(), *rest).sum(), x)
+        finite = x.detach().double().clamp(-100, 100).requires_grad_()
+        (expected,) = torch.autograd.grad(ACTIVATIONS[activation](finite).sum(), finite)
+        torch.testing.assert_close(grad.double(), expected, rtol=2e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize(("k", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
     def test_integers_are_exact(self, backend, x_layout, k, stride):
         """Sums of products that float32 holds exactly come out with the same bits as from plain PyTorch."""
@@ -96,7 +150,7 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
     def test_extreme_input(self, backend, value, x_layout):
         # PyTorch's float32 gelu(inf) is infinite or NaN, by the position in memory: infinities have a test below.
         k5 = "none" if abs(value) == float("inf") else "gelu"
-        for k, stride, activation in ((3, 1, "relu"), (3, 2, "silu"), (5, 1, k5), (7, 2, "none")):
+        for k, stride, activation in ((3, 1, "relu"), (3, 2, "silu"), (5, 1, k5), (7, 2, "none"), (3, 1, "sigmoid")):
             x, *rest = sample(1, 3, 5, 11, k=k, stride=stride, activation=activation, layout=x_layout)
             x[0, 1, 2, 4] = value
             self.assert_like_eager(backend, (x, *rest))
@@ -182,7 +236,12 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
             ({"stride": (1, 1)}, r"stride must be 1 or 2, got \(1, 1\)"),
             ({"padding": -1}, "padding must be at least 0, got -1"),
             ({"x": torch.zeros(2, 3, 2, 7), "padding": 0}, "x must be at least as large as the 3 x 3 .* got 2 x 7"),
-            ({"activation": "tanh"}, "activation must be one of none, relu, silu, gelu, got 'tanh'"),
+            ({"dilation": 0}, "dilation must be at least 1, got 0"),
+            ({"padding": 0, "dilation": 3}, "x must be at least as large as the 7 x 7 filter .* got 5 x 7"),
+            (
+                {"activation": "tanh"},
+                "activation must be one of none, relu, silu, gelu, gelu_tanh, sigmoid, got 'tanh'",
+            ),
         ],
     )
     def test_rejects_values(self, changed, message):
@@ -207,7 +266,7 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
     def test_does_not_differentiate_its_gradient_kernel(self):
         x, weight, bias, *_ = sample(1, 3, 5, 6)
         backward = torch.ops.evkernels.depthwise_conv2d_backward
-        (grad_x, _, _) = backward(x.requires_grad_(), x, weight, bias, 1, 1, "silu", True, True, True)
+        (grad_x, _, _) = backward(x.requires_grad_(), x, weight, bias, 1, 1, "silu", 1, True, True, True)
         with pytest.raises(RuntimeError, match="differentiate with create_graph=True"):
             grad_x.sum().backward()
 
@@ -220,3 +279,30 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
     def assert_like_eager(self, backend, arguments):
         on_device = self.on(backend, arguments)
         assert_matches(self.op(*on_device), eager(*widened(arguments)), eager(*arguments))
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("k", [1, 3, 5, 7])
+    def test_vectors_of_channels_and_pixels(self, k, stride, x_layout):
+        """On the CPU: maps narrower and wider than a vector and than the filter, channels that fill vectors or not."""
+        for channels, height, width in ((17, 9, 37), (16, 1, 1), (20, 7, 3), (1, 21, 50)):
+            for padding in {k // 2, 0, k + 1}:
+                if min(height, width) + 2 * padding < k:
+                    continue
+                arguments = sample(2, channels, height, width, k, stride, padding, "silu", layout=x_layout)
+                self.assert_like_eager_on_cpu(arguments)
+
+    @pytest.mark.parametrize("x_layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("stride", [1, 2])
+    @pytest.mark.parametrize("k", [3, 5])
+    def test_infinities_reach_no_further_than_the_filter(self, k, stride, x_layout):
+        """On the CPU, at the ends of rows, which vectors may overrun."""
+        arguments = sample(1, 17, 12, 41, k, stride, bias=False, layout=x_layout)
+        arguments[0][0, 3, 0, 40] = float("inf")
+        arguments[0][0, 5, 11, 0] = float("nan")
+        self.assert_like_eager_on_cpu(arguments)
+
+    def assert_like_eager_on_cpu(self, arguments):
+        assert_matches(self.op(*arguments), eager(*widened(arguments)), eager(*arguments))
+        exact, plain = (gradients(eager, given) for given in (widened(arguments), arguments))
+        assert_matches(gradients(self.op, arguments), exact, plain, what="gradient")

@@ -9,7 +9,14 @@ from evkernels import ops
 from evkernels.testing import assert_matches, tensor
 
 INF = float("inf")
-ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+}
 
 
 def eager(
@@ -54,6 +61,7 @@ class TestSeparableConv2d(DifferentiableOpContract):
             sample(1, 1, 1, 1, 1, **options),
             sample(2, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
             sample(2, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
+            sample(1, 4, 6, 3, 5, activations=("gelu_tanh", "sigmoid"), **options),
             *[sample(1, 33, 5, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options)]
             * large,
             *[sample(1, 20, 70, 11, 27, k=5, activations=("gelu", "none"), **options)] * large,

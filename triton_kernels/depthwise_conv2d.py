@@ -54,7 +54,7 @@ def _steps(C, height, width, INTERLEAVED: tl.constexpr):
 @triton.jit
 def _pre_activation(
     x_ptr, weight_ptr, bias_ptr, sample, row, column, channel, C, H, W, padding,
-    K: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros((CHANNELS, PIXELS), DTYPE)
@@ -65,10 +65,10 @@ def _pre_activation(
     corner = x_ptr + _offsets(sample, top, left, channel, C, H, W, INTERLEAVED)
     row_step, column_step = _steps(C, H, W, INTERLEAVED)
     for r in range(K):
-        inside_rows = (top >= -r) & (top < H - r) & exists
+        inside_rows = (top >= -r * D) & (top < H - r * D) & exists
         for c in range(K):
-            inside = inside_rows & (left >= -c) & (left < W - c)
-            value = tl.load(corner + (r * row_step + c * column_step), inside, 0.0).to(DTYPE)
+            inside = inside_rows & (left >= -c * D) & (left < W - c * D)
+            value = tl.load(corner + (r * row_step + c * column_step) * D, inside, 0.0).to(DTYPE)
             total += value * tl.load(weight_ptr + channel * (K * K) + (r * K + c), exists, 0.0).to(DTYPE)
     return total
 
@@ -76,13 +76,14 @@ def _pre_activation(
 @triton.jit
 def depthwise_conv2d_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, C, H, W, out_height, out_width, padding,
-    K: tl.constexpr, S: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, row, column, channel = _tile(C, out_height, out_width, PIXELS, CHANNELS)
     pre = _pre_activation(
         x_ptr, weight_ptr, bias_ptr, sample, row, column, channel, C, H, W, padding,
-        K, S, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
+        K, S, D, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
     )  # fmt: skip
     to = _offsets(sample, row, column, channel, C, out_height, out_width, INTERLEAVED)
     tl.store(y_ptr + to, activate(pre, ACTIVATION), (row < out_height) & (channel < C))
@@ -91,7 +92,8 @@ def depthwise_conv2d_forward_kernel(
 @triton.jit
 def depthwise_conv2d_backward_sums_kernel(
     x_ptr, weight_ptr, bias_ptr, d_y_ptr, d_pre_ptr, sums_ptr, C, H, W, out_height, out_width, padding, pixel_blocks,
-    K: tl.constexpr, S: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, block, row, column, channel = _tile(C, out_height, out_width, PIXELS, CHANNELS)
@@ -101,7 +103,7 @@ def depthwise_conv2d_backward_sums_kernel(
     if ACTIVATION != "none":
         pre = _pre_activation(
             x_ptr, weight_ptr, bias_ptr, sample, row, column, channel, C, H, W, padding,
-            K, S, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
+            K, S, D, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
         )  # fmt: skip
         d = tl.where(exists, activation_gradient(pre, d, ACTIVATION), 0.0)
         if d_pre_ptr is not None:
@@ -113,10 +115,10 @@ def depthwise_conv2d_backward_sums_kernel(
         corner = x_ptr + _offsets(sample, top, left, channel, C, H, W, INTERLEAVED)
         row_step, column_step = _steps(C, H, W, INTERLEAVED)
         for r in range(K):
-            inside_rows = (top >= -r) & (top < H - r) & exists
+            inside_rows = (top >= -r * D) & (top < H - r * D) & exists
             for c in range(K):
-                inside = inside_rows & (left >= -c) & (left < W - c)
-                value = tl.load(corner + (r * row_step + c * column_step), inside, 0.0).to(DTYPE)
+                inside = inside_rows & (left >= -c * D) & (left < W - c * D)
+                value = tl.load(corner + (r * row_step + c * column_step) * D, inside, 0.0).to(DTYPE)
                 tl.store(to + (r * K + c) * C, tl.sum(d * value, 1)[:, None], channel < C)
         tl.store(to + K * K * C, tl.sum(d, 1)[:, None], channel < C)
 
@@ -124,7 +126,7 @@ def depthwise_conv2d_backward_sums_kernel(
 @triton.jit
 def depthwise_conv2d_backward_input_kernel(
     d_ptr, weight_ptr, d_x_ptr, C, H, W, out_height, out_width, padding,
-    K: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, INTERLEAVED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, row, column, channel = _tile(C, H, W, PIXELS, CHANNELS)
@@ -132,10 +134,10 @@ def depthwise_conv2d_backward_input_kernel(
     exists = channel < C
     for r in range(K):
         # Where a multiple of S: the output that meets this pixel at tap row r, and below at tap (r, c).
-        y = row + padding - r
+        y = row + padding - r * D
         rows_meet = (y >= 0) & (y % S == 0) & (y < out_height * S) & exists
         for c in range(K):
-            x = column + padding - c
+            x = column + padding - c * D
             meets = rows_meet & (x >= 0) & (x % S == 0) & (x < out_width * S)
             at = _offsets(sample, y // S, x // S, channel, C, out_height, out_width, INTERLEAVED)
             value = tl.load(d_ptr + at, meets, 0.0).to(DTYPE)
@@ -145,16 +147,16 @@ def depthwise_conv2d_backward_input_kernel(
 
 
 def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, activation: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, activation: str, dilation: int
 ) -> Tensor:
     layout = common_layout(x)
     x, weight, bias = in_layout(x, layout), weight.contiguous(), None if bias is None else bias.contiguous()
-    y = x.new_empty(output_shape(x, weight, stride, padding)).contiguous(memory_format=layout)
+    y = x.new_empty(output_shape(x, weight, stride, padding, dilation)).contiguous(memory_format=layout)
     if y.numel():
         with on_device_of(x):
             depthwise_conv2d_forward_kernel[(_programs(y, layout),)](
                 x, weight, bias, y, *x.shape[1:], *y.shape[2:], padding,
-                S=stride, ACTIVATION=activation, **_constants(x, weight, layout), **_tiles(y, layout),
+                S=stride, D=dilation, ACTIVATION=activation, **_constants(x, weight, layout), **_tiles(y, layout),
             )  # fmt: skip
     return y
 
@@ -167,6 +169,7 @@ def depthwise_conv2d_backward(
     stride: int,
     padding: int,
     activation: str,
+    dilation: int,
     need_x: bool,
     need_weight: bool,
     need_bias: bool,
@@ -177,7 +180,7 @@ def depthwise_conv2d_backward(
     wide = torch.promote_types(x.dtype, torch.float32)
     recompute, need_sums = activation != "none", need_weight or need_bias
     d, sums, k = grad_output, None, weight.shape[-1]
-    constants = {"S": stride, **_constants(x, weight, layout)}
+    constants = {"S": stride, "D": dilation, **_constants(x, weight, layout)}
     sizes = (*x.shape[1:], *grad_output.shape[2:], padding)
     pixel_blocks = triton.cdiv(grad_output.shape[2] * grad_output.shape[3], _tile_size(grad_output, layout)[0])
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else x.new_empty(0)

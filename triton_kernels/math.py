@@ -30,14 +30,31 @@ def normal_distribution(x):
 
 
 @triton.jit
+def sigmoid_slope(x):
+    """The derivative of the sigmoid, with the relative accuracy that sigmoid(x) * (1 - sigmoid(x)) would lose."""
+    tail = tl.exp(-tl.abs(x))
+    return tail / ((1.0 + tail) * (1.0 + tail))
+
+
+@triton.jit
+def gelu_tanh_argument(x):
+    """2 u with u = sqrt(2 / pi) * (x + 0.044715 x^3): GELU is x * sigmoid(2 u), as that is half of 1 + tanh(u)."""
+    return x * (x * x * 0.071354816272600247 + 1.5957691216057308)
+
+
+@triton.jit
 def activate(x, KIND: tl.constexpr):
-    """KIND is "none", "relu", "silu" or "gelu"."""
+    """KIND is "none", "relu", "silu", "gelu", "gelu_tanh" or "sigmoid"."""
     if KIND == "relu":
         return tl.where(x < 0, 0.0, x)
     if KIND == "silu":
         return x * sigmoid(x)
     if KIND == "gelu":
         return x * normal_distribution(x)
+    if KIND == "gelu_tanh":
+        return x * sigmoid(gelu_tanh_argument(x))
+    if KIND == "sigmoid":
+        return sigmoid(x)
     return x
 
 
@@ -51,4 +68,11 @@ def activation_gradient(x, d_y, KIND: tl.constexpr):
         return d_y * (s * (1.0 + x * (1.0 - s)))
     if KIND == "gelu":
         return d_y * (normal_distribution(x) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327)
+    if KIND == "gelu_tanh":
+        u = gelu_tanh_argument(x)
+        # Held below infinity, where it meets the sigmoid's derivative: that is zero from |x| = 10 on.
+        slope = tl.where(x * x > 1e4, 0.0, x * x) * 0.21406444881780074 + 1.5957691216057308
+        return d_y * (sigmoid(u) + x * slope * sigmoid_slope(u))
+    if KIND == "sigmoid":
+        return d_y * sigmoid_slope(x)
     return d_y

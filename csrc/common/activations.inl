@@ -1,11 +1,12 @@
-// ReLU, SiLU and exact GELU with their gradients, for one element of any arithmetic type: VecF and double on the CPU
-// (after vec.inl, inside an instruction set's namespace), float and double on the device (after device_math.cuh, inside
-// its namespace). common/activation.h comes first, outside of any namespace. Includes nothing.
+// ReLU, SiLU, both GELUs and the sigmoid with their gradients, for one element of any arithmetic type: VecF and double
+// on the CPU (after vec.inl, inside an instruction set's namespace), float and double on the device (after
+// device_math.cuh, inside its namespace). common/activation.h comes first, outside of any namespace. Includes nothing.
 //
 // Unlike the clamped sigmoid of gates these multiply by x, so the tails must vanish exactly: exp covers the whole
 // range, and NaN and infinities come out as in PyTorch (SiLU and GELU of -inf are -inf * 0 = NaN). GELU takes the
 // normal distribution's lower tail as exp(-x^2/2) times a polynomial in 1 / (1 + 0.34 |x|): one exponential serves the
 // function and its derivative, and negative arguments keep their relative accuracy, which 1 + erf(x / sqrt 2) loses.
+// GELU's approximation with tanh is x * sigmoid(2 u), as tanh(u) is 2 * sigmoid(2 u) - 1, and costs what SiLU does.
 
 #if defined(EVKERNELS_LANES)
 
@@ -67,11 +68,47 @@ EVKERNELS_INLINE V normal_distribution(V x, V bell) {
   return select(x < 0.0f, tail, 1.0f - tail);
 }
 
+// 1 / (1 + e^-x).
+template <class V>
+EVKERNELS_INLINE V logistic(V x) {
+  return reciprocal(1.0f + exp(-x));
+}
+
+// That and its derivative, whose relative accuracy logistic(x) * (1 - logistic(x)) would lose.
+template <class V>
+struct LogisticPair {
+  V value, slope;
+};
+template <class V>
+EVKERNELS_INLINE LogisticPair<V> logistic_pair(V x) {
+  const V tail = exp(select(x < 0.0f, x, -x)), larger_share = reciprocal(1.0f + tail);
+  const V smaller_share = tail * larger_share;
+  return {select(x < 0.0f, smaller_share, larger_share), smaller_share * larger_share};
+}
+
+// 2 u with u = sqrt(2 / pi) * (x + 0.044715 x^3), and its derivative. The latter is held below infinity, where it meets
+// the logistic's derivative: that is zero from |x| = 10 on.
+template <class V>
+EVKERNELS_INLINE V gelu_tanh_argument(V x) {
+  return x * (x * x * 0.0713548163f + 1.59576912f);
+}
+EVKERNELS_INLINE double gelu_tanh_argument(double x) { return x * (x * x * 0.071354816272600247 + 1.5957691216057308); }
+template <class V>
+EVKERNELS_INLINE V gelu_tanh_slope(V x) {
+  const V square = x * x;
+  return select(square > 1e4f, V{}, square) * 0.214064449f + 1.59576912f;
+}
+EVKERNELS_INLINE double gelu_tanh_slope(double x) {
+  return (x * x > 1e4 ? 0.0 : x * x) * 0.21406444881780074 + 1.5957691216057308;
+}
+
 template <Activation kind, class V>
 EVKERNELS_INLINE V activate(V x) {
   if constexpr (kind == Activation::kRelu) return select(x < 0.0f, V{}, x);
-  if constexpr (kind == Activation::kSilu) return x * reciprocal(1.0f + exp(-x));
+  if constexpr (kind == Activation::kSilu) return x * logistic(x);
   if constexpr (kind == Activation::kGelu) return x * normal_distribution(x, exp(x * x * -0.5f));
+  if constexpr (kind == Activation::kGeluTanh) return x * logistic(gelu_tanh_argument(x));
+  if constexpr (kind == Activation::kSigmoid) return logistic(x);
   return x;
 }
 
@@ -80,12 +117,37 @@ template <Activation kind, class V>
 EVKERNELS_INLINE V activation_gradient(V x, V d_y) {
   if constexpr (kind == Activation::kRelu) return select(x <= 0.0f, V{}, d_y);
   if constexpr (kind == Activation::kSilu) {
-    const V s = reciprocal(1.0f + exp(-x));
+    const V s = logistic(x);
     return d_y * (s * (1.0f + x * (1.0f - s)));
   }
   if constexpr (kind == Activation::kGelu) {
     const V bell = exp(x * x * -0.5f);
     return d_y * (normal_distribution(x, bell) + x * normal_density(bell));
   }
+  if constexpr (kind == Activation::kGeluTanh) {
+    const LogisticPair<V> s = logistic_pair(gelu_tanh_argument(x));
+    return d_y * (s.value + x * gelu_tanh_slope(x) * s.slope);
+  }
+  if constexpr (kind == Activation::kSigmoid) return d_y * logistic_pair(x).slope;
   return d_y;
+}
+
+// Calls f(ActivationConstant<kind>{}).
+template <class F>
+EVKERNELS_INLINE auto with_activation(Activation kind, const F& f) {
+  switch (kind) {
+    case Activation::kRelu:
+      return f(ActivationConstant<Activation::kRelu>{});
+    case Activation::kSilu:
+      return f(ActivationConstant<Activation::kSilu>{});
+    case Activation::kGelu:
+      return f(ActivationConstant<Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return f(ActivationConstant<Activation::kGeluTanh>{});
+    case Activation::kSigmoid:
+      return f(ActivationConstant<Activation::kSigmoid>{});
+    case Activation::kNone:
+      break;
+  }
+  return f(ActivationConstant<Activation::kNone>{});
 }

@@ -1,8 +1,7 @@
 // Depthwise convolution on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
 //
-// Threads share rows, whatever planes they lie in. The backward pass is two sweeps: the first forms the gradient at the
-// pre-activation (kept in float32; the given gradient serves directly where there is no activation) and partial sums of
-// the gradients of weights and bias, the second the gradient of the input.
+// Threads share rows in the forward pass, in the backward pass units of rows cut by the shape alone: each forms the
+// gradient of its input rows and one partial sum of those of weights and bias, added up in double in a fixed order.
 
 #include <torch/csrc/stable/library.h>
 
@@ -17,7 +16,7 @@
 namespace evkernels {
 namespace {
 
-// Elements per task: about 20 us of work, well above the cost of waking a thread and of refilling the ring of rows.
+// Elements per task: about 20 us of work, well above the cost of waking a thread and of arranging the filters.
 constexpr int64_t kGrain = 32768;
 
 int64_t rows_per_task(int64_t elements_per_row) { return 1 + kGrain / elements_per_row; }
@@ -31,9 +30,9 @@ std::unique_ptr<A[]> memory(int64_t count) {
 MemoryFormat layout_of_loops(const Tensor& x) { return x.size(1) < 16 ? MemoryFormat::Contiguous : common_layout(x); }
 
 Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
-                        std::string activation) {
+                        std::string activation, int64_t dilation) {
   const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   x = in_layout(x, layout);
   weight = in_layout(weight, MemoryFormat::Contiguous);
   if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
@@ -73,10 +72,11 @@ void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const Depthwi
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_output, Tensor x, Tensor weight,
                                                                  std::optional<Tensor> bias, int64_t stride,
-                                                                 int64_t padding, std::string activation, bool need_x,
-                                                                 bool need_weight, bool need_bias) {
+                                                                 int64_t padding, std::string activation,
+                                                                 int64_t dilation, bool need_x, bool need_weight,
+                                                                 bool need_bias) {
   const MemoryFormat layout = layout_of_loops(x), wanted = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   check_grad_output(grad_output, x, g);
   grad_output = in_layout(grad_output, layout);
   x = in_layout(x, layout);

@@ -10,7 +10,8 @@ namespace evkernels {
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_output, Tensor x, Tensor weight,
                                                                  std::optional<Tensor> bias, int64_t stride,
-                                                                 int64_t padding, std::string activation, bool need_x,
-                                                                 bool need_weight, bool need_bias);
+                                                                 int64_t padding, std::string activation,
+                                                                 int64_t dilation, bool need_x, bool need_weight,
+                                                                 bool need_bias);
 
 }  // namespace evkernels

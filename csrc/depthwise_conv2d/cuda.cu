@@ -8,9 +8,9 @@ namespace evkernels {
 namespace {
 
 Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride, int64_t padding,
-                        std::string activation) {
+                        std::string activation, int64_t dilation) {
   const MemoryFormat layout = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   x = in_layout(x, layout);
   weight = in_layout(weight, MemoryFormat::Contiguous);
   if (bias.has_value()) bias = in_layout(*bias, MemoryFormat::Contiguous);
@@ -28,10 +28,10 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight,
                                                              std::optional<Tensor> bias, int64_t stride,
-                                                             int64_t padding, std::string activation, bool need_x,
-                                                             bool need_weight, bool need_bias) {
+                                                             int64_t padding, std::string activation, int64_t dilation,
+                                                             bool need_x, bool need_weight, bool need_bias) {
   const MemoryFormat layout = common_layout(x);
-  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, layout);
+  const DepthwiseGeometry g = depthwise_geometry(x, weight, bias, stride, padding, dilation, layout);
   check_grad_output(grad_output, x, g);
   STD_TORCH_CHECK(!need_bias || bias.has_value(), "there is no bias to have a gradient");
   grad_output = in_layout(grad_output, layout);

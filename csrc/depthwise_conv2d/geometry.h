@@ -10,7 +10,10 @@ struct DepthwiseGeometry {
   int64_t planes, channels, filters;  // the filter of a contiguous plane is plane % filters
   int64_t height, width;              // of the input
   int64_t out_height, out_width;      // of the output
-  int64_t k, stride, padding;
+  int64_t k, stride, padding, dilation;
+
+  // Rows and columns of the image that the filter spans.
+  int64_t span() const { return (k - 1) * dilation + 1; }
 
   // Output rows in one partial sum of the gradient of the weights. Set by the shape alone, never by the number of
   // threads, so that sums are always formed in the same order: about 64 Ki elements, and so many that adding up the
@@ -23,7 +26,7 @@ struct DepthwiseGeometry {
   int64_t sums_per_plane() const { return (out_height + rows_per_sum() - 1) / rows_per_sum(); }
 
   // Rows of the gradient at the pre-activation that a sum and the input rows beside it need.
-  int64_t rows_before_sum() const { return rows_per_sum() + (k - 1) / stride; }
+  int64_t rows_before_sum() const { return rows_per_sum() + (span() - 1) / stride; }
   // The input row that the top of the filter meets at an output row: where the backward pass splits the input.
   int64_t input_row(int64_t out_row) const {
     const int64_t row = out_row * stride - padding;

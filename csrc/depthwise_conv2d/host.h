@@ -11,14 +11,17 @@
 namespace evkernels {
 
 inline DepthwiseGeometry depthwise_geometry(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                            int64_t stride, int64_t padding, MemoryFormat layout) {
+                                            int64_t stride, int64_t padding, int64_t dilation, MemoryFormat layout) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "x must be [N, C, H, W] and weight [C, 1, k, k]");
   const int64_t C = x.size(1), k = weight.size(3);
   STD_TORCH_CHECK(C >= 1 && weight.size(0) == C && weight.size(1) == 1 && weight.size(2) == k,
                   "weight must be [C, 1, k, k]");
   STD_TORCH_CHECK(k >= 1 && k <= 31, "weight must have 1 <= k <= 31, got ", k);
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
-  STD_TORCH_CHECK(padding >= 0 && x.size(2) + 2 * padding >= k && x.size(3) + 2 * padding >= k,
+  STD_TORCH_CHECK(dilation == 1 || (dilation > 1 && stride == 1), "dilation must be 1, or above at stride 1, got ",
+                  dilation);
+  const int64_t span = (k - 1) * dilation + 1;
+  STD_TORCH_CHECK(padding >= 0 && x.size(2) + 2 * padding >= span && x.size(3) + 2 * padding >= span,
                   "padding must make x at least as large as the filter");
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have the dtype of x");
   STD_TORCH_CHECK(!bias.has_value() || (bias->numel() == C && bias->scalar_type() == x.scalar_type()),
@@ -30,11 +33,12 @@ inline DepthwiseGeometry depthwise_geometry(const Tensor& x, const Tensor& weigh
   g.filters = C;
   g.height = x.size(2);
   g.width = x.size(3);
-  g.out_height = (g.height + 2 * padding - k) / stride + 1;
-  g.out_width = (g.width + 2 * padding - k) / stride + 1;
+  g.out_height = (g.height + 2 * padding - span) / stride + 1;
+  g.out_width = (g.width + 2 * padding - span) / stride + 1;
   g.k = k;
   g.stride = stride;
   g.padding = padding;
+  g.dilation = dilation;
   return g;
 }
 

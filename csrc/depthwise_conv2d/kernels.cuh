@@ -24,20 +24,10 @@ __device__ __forceinline__ void depthwise_store(A pre, Activation activation, co
                                                 A* __restrict__ d_pre, T* __restrict__ y, int64_t at) {
   using namespace device_math;
   const A d = d_y ? to_float(d_y[at]) : A(0);
-  A result = d_y ? d : pre;
-  switch (activation) {
-    case Activation::kRelu:
-      result = d_y ? activation_gradient<Activation::kRelu>(pre, d) : activate<Activation::kRelu>(pre);
-      break;
-    case Activation::kSilu:
-      result = d_y ? activation_gradient<Activation::kSilu>(pre, d) : activate<Activation::kSilu>(pre);
-      break;
-    case Activation::kGelu:
-      result = d_y ? activation_gradient<Activation::kGelu>(pre, d) : activate<Activation::kGelu>(pre);
-      break;
-    case Activation::kNone:
-      break;
-  }
+  const A result = with_activation(activation, [=](auto constant) {
+    constexpr Activation kind = decltype(constant)::value;
+    return d_y ? activation_gradient<kind>(pre, d) : activate<kind>(pre);
+  });
   if (d_y) {
     d_pre[at] = result;
   } else {
@@ -103,12 +93,14 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
       A sum = start;
 #pragma unroll 1
       for (int r = 0; r < g.k; ++r) {
-        if (top + r < 0 || top + r >= g.height) continue;
+        const int row = r * g.dilation;
+        if (top + row < 0 || top + row >= g.height) continue;
 #pragma unroll 1
         for (int c = 0; c < g.k; ++c) {
-          if (left + c < 0 || left + c >= g.width) continue;
+          const int column = c * g.dilation;
+          if (left + column < 0 || left + column >= g.width) continue;
           const int tap = r * g.k + c;
-          sum += to_float(x[from + r * x_row + c * g.channels]) * to_float(w[turned ? taps - 1 - tap : tap]);
+          sum += to_float(x[from + row * x_row + column * g.channels]) * to_float(w[turned ? taps - 1 - tap : tap]);
         }
       }
       depthwise_store(sum, activation, d_y, d_pre, y, to);
@@ -151,7 +143,7 @@ void launch_depthwise_conv2d_rows(const X* x, const T* weight, const T* bias, co
                                   cudaStream_t stream) {
   const DepthwiseSizes g = depthwise_sizes(geometry);
   if (g.planes == 0) return;
-  dispatch_filter_size<T>(g.k, [&](auto k) {
+  dispatch_filter_size<T>(g, [&](auto k) {
     EVKERNELS_LAUNCH((depthwise_conv2d_rows_kernel<decltype(k)::value, X, T>), depthwise_grid(g),
                      dim3(kDepthwiseThreads), 0, stream, x, weight, bias, d_y, d_pre, y, g, activation, turned);
   });
@@ -179,7 +171,7 @@ void launch_depthwise_conv2d_backward_input(const T* d_y, const Compute<T>* d_pr
   back.height = g.out_height, back.width = g.out_width;
   back.out_height = g.height, back.out_width = g.width;
   if (g.stride == 1) {
-    back.padding = g.k - 1 - g.padding;
+    back.padding = g.span() - 1 - g.padding;
     const auto turned = [&](const auto* d) {
       launch_depthwise_conv2d_rows<T>(d, weight, nullptr, nullptr, nullptr, d_x, back, Activation::kNone, true, stream);
     };

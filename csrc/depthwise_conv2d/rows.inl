@@ -19,9 +19,12 @@ EVKERNELS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class T>
 struct Plane {
   const T* x;
-  int64_t height, width, out_width, channels, k, padding;
+  int64_t height, width, out_width, channels, k, padding, dilation;
   const Wide<T>* filter;  // contiguous: [k * k]; otherwise [vector of channels][k * k][lanes]
   const Wide<T>* bias;    // null, or contiguous: one value; otherwise [vector of channels][lanes]
+
+  // Rows and columns of the image that the filter spans.
+  EVKERNELS_LOOP_BODY int64_t span() const { return (k - 1) * dilation + 1; }
 };
 
 // Keeps the compiler from loading v again, as an operand, for every product it takes part in: loads, above all
@@ -68,14 +71,15 @@ struct Lanes {
   EVKERNELS_LOOP_BODY Lanes(int64_t first, int64_t last)
       : begin(larger(first, 0)), end(smaller(last, Arithmetic<A>::kLanes)) {}
 };
+// Not inlined: these loops would be most of the code.
 template <class T, class A>
-EVKERNELS_INLINE typename Arithmetic<T>::Type load_lanes(const T* p, Lanes<A> lanes) {
+static __attribute__((noinline)) typename Arithmetic<T>::Type load_lanes(const T* p, Lanes<A> lanes) {
   T buffer[Arithmetic<T>::kLanes] = {};
   for (int64_t j = lanes.begin; j < lanes.end; ++j) buffer[j] = p[j];
   return load(buffer);
 }
 template <class T, class A>
-EVKERNELS_INLINE void store_lanes(T* p, typename Arithmetic<T>::Type v, Lanes<A> lanes) {
+static __attribute__((noinline)) void store_lanes(T* p, typename Arithmetic<T>::Type v, Lanes<A> lanes) {
   T buffer[Arithmetic<T>::kLanes];
   store(buffer, v);
   for (int64_t j = lanes.begin; j < lanes.end; ++j) p[j] = buffer[j];
@@ -155,16 +159,9 @@ EVKERNELS_INLINE void map_row(const A* from, T* to, int64_t count, const F& f) {
 template <class T, class A>
 static void activate_row(Activation kind, const A* pre, T* y, int64_t count) {
   using V = typename Arithmetic<A>::Type;
-  switch (kind) {
-    case Activation::kNone:
-      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return v; });
-    case Activation::kRelu:
-      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kRelu>(v); });
-    case Activation::kSilu:
-      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kSilu>(v); });
-    case Activation::kGelu:
-      return map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<Activation::kGelu>(v); });
-  }
+  with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+    map_row(pre, y, count, [](V v) __attribute__((always_inline)) { return activate<decltype(constant)::value>(v); });
+  });
 }
 
 template <Activation kind, class T, class A>
@@ -182,7 +179,7 @@ static void activation_gradient_row(A* pre, const T* d_y, int64_t count) {
 // pre = activation'(pre) * d_y.
 template <class T, class A>
 static void activation_gradient_row(Activation kind, A* pre, const T* d_y, int64_t count) {
-  if (kind == Activation::kRelu) activation_gradient_row<Activation::kRelu>(pre, d_y, count);
-  if (kind == Activation::kSilu) activation_gradient_row<Activation::kSilu>(pre, d_y, count);
-  if (kind == Activation::kGelu) activation_gradient_row<Activation::kGelu>(pre, d_y, count);
+  with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+    if (kind != Activation::kNone) activation_gradient_row<decltype(constant)::value>(pre, d_y, count);
+  });
 }

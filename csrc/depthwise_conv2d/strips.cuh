@@ -24,7 +24,7 @@ constexpr int64_t kDepthwiseStrip = 16;
 
 // Sizes in 32 bits: the device divides them many times faster. Offsets into tensors have 64 bits.
 struct DepthwiseSizes {
-  int planes, channels, filters, height, width, out_height, out_width, k, stride, padding;
+  int planes, channels, filters, height, width, out_height, out_width, k, stride, padding, dilation;
   int rows;  // of a strip
 };
 
@@ -75,19 +75,12 @@ inline DepthwiseSizes depthwise_sizes(const DepthwiseGeometry& g) {
     return static_cast<int>(size);
   };
   const int64_t rows = g.planes * g.out_height * g.out_width * g.channels / kDepthwiseManyThreads;
-  return {narrow(g.planes),
-          narrow(g.channels),
-          narrow(g.filters),
-          narrow(g.height),
-          narrow(g.width),
-          narrow(g.out_height),
-          narrow(g.out_width),
-          narrow(g.k),
-          narrow(g.stride),
-          narrow(g.padding),
-          static_cast<int>(rows < 1                 ? 1
-                           : rows < kDepthwiseStrip ? rows
-                                                    : kDepthwiseStrip)};
+  return {narrow(g.planes),    narrow(g.channels),
+          narrow(g.filters),   narrow(g.height),
+          narrow(g.width),     narrow(g.out_height),
+          narrow(g.out_width), narrow(g.k),
+          narrow(g.stride),    narrow(g.padding),
+          narrow(g.dilation),  static_cast<int>(rows < 1 ? 1 : rows < kDepthwiseStrip ? rows : kDepthwiseStrip)};
 }
 inline int64_t depthwise_strips(const DepthwiseSizes& g) { return ceil_div(g.out_height, g.rows) * g.out_width; }
 
@@ -100,12 +93,13 @@ inline dim3 depthwise_grid(const DepthwiseSizes& g) {
   return grid_dimensions(ceil_div(threads, kDepthwiseThreads));
 }
 
-// Calls f(std::integral_constant<int, K>) with the sizes that have kernels of their own.
+// Calls f(std::integral_constant<int, K>) with the sizes that have kernels of their own, 0 for others and for dilated
+// filters.
 template <class T, class F>
-void dispatch_filter_size(int64_t k, const F& f) {
+void dispatch_filter_size(const DepthwiseSizes& g, const F& f) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (k == 3) return f(std::integral_constant<int, 3>{});
-    if (k == 5) return f(std::integral_constant<int, 5>{});
+    if (g.k == 3 && g.dilation == 1) return f(std::integral_constant<int, 3>{});
+    if (g.k == 5 && g.dilation == 1) return f(std::integral_constant<int, 5>{});
   }
   return f(std::integral_constant<int, 0>{});
 }

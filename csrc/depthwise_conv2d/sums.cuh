@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads, K == 5 ? 3 : 4)
         }
       }
     } else {
-      const int r = only_tap / g.k, c = only_tap % g.k;
-      const bool is_bias = r == g.k;
+      const int r = only_tap / g.k * g.dilation, c = only_tap % g.k * g.dilation;
+      const bool is_bias = only_tap == g.k * g.k;
       if (!is_bias && (left + c < 0 || left + c >= g.width)) continue;
 #pragma unroll 1
       for (int i = at.first; i < at.last; ++i, of += d_row, from += g.stride * x_row) {
@@ -151,7 +151,7 @@ void launch_depthwise_conv2d_backward_weight(const T* d_y, const Compute<T>* d_p
   const int taps = g.k * g.k + 1;
   const int64_t blocks = g.planes * ceil_div(g.channels, s.lanes) * s.blocks;
   if (blocks > 0) {
-    dispatch_filter_size<T>(g.k, [&](auto k) {
+    dispatch_filter_size<T>(g, [&](auto k) {
       constexpr int K = decltype(k)::value;
       EVKERNELS_LAUNCH((depthwise_conv2d_backward_sums_kernel<K, T>), grid_dimensions(blocks * (K ? 1 : taps)),
                        dim3(kDepthwiseThreads), 0, stream, d_y, d_pre, x, sums, g, s);

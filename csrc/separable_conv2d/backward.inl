@@ -63,16 +63,8 @@ static void gradient_rows(const R* __restrict__ pre, int64_t pre_stride, const F
 
 template <class V, class... Rest>
 EVKERNELS_INLINE void gradient_of(Activation kind, Rest... rest) {
-  switch (kind) {
-    case Activation::kNone:
-      return gradient_rows<Activation::kNone, V>(rest...);
-    case Activation::kRelu:
-      return gradient_rows<Activation::kRelu, V>(rest...);
-    case Activation::kSilu:
-      return gradient_rows<Activation::kSilu, V>(rest...);
-    case Activation::kGelu:
-      return gradient_rows<Activation::kGelu, V>(rest...);
-  }
+  with_activation(kind, [&](auto constant)
+                            __attribute__((always_inline)) { gradient_rows<decltype(constant)::value, V>(rest...); });
 }
 
 // The buffers of one tile, rows and columns rounded up. channels_last: pixels by channels; NCHW: channels by pixels.

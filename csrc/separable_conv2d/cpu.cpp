@@ -103,8 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
                    output_mask[4] ? mutable_data<T>(d_pointwise_bias) : nullptr, s);
   });
   auto [d_x, d_depthwise, d_depthwise_bias] =
-      depthwise_conv2d_backward_cpu(d_pre, x, depthwise_weight, depthwise_bias, stride, padding, "none", output_mask[0],
-                                    output_mask[1], output_mask[3]);
+      depthwise_conv2d_backward_cpu(d_pre, x, depthwise_weight, depthwise_bias, stride, padding, "none", 1,
+                                    output_mask[0], output_mask[1], output_mask[3]);
   return {d_x, d_depthwise, d_pointwise, d_depthwise_bias, d_pointwise_bias};
 }
 

@@ -54,16 +54,8 @@ __device__ Compute<T> separable_depthwise(const T* __restrict__ x, const T* __re
 
 template <class V>
 __device__ __forceinline__ V activated(Activation kind, V x) {
-  switch (kind) {
-    case Activation::kRelu:
-      return device_math::activate<Activation::kRelu>(x);
-    case Activation::kSilu:
-      return device_math::activate<Activation::kSilu>(x);
-    case Activation::kGelu:
-      return device_math::activate<Activation::kGelu>(x);
-    default:
-      return x;
-  }
+  return device_math::with_activation(
+      kind, [x](auto constant) { return device_math::activate<decltype(constant)::value>(x); });
 }
 
 template <bool kChannelsLast, class T>

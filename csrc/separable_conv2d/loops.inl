@@ -94,9 +94,9 @@ EVKERNELS_INLINE void activate_vectors(R* values, int64_t count) {
 // In place, for a count that is a multiple of the lanes.
 template <class V, class R>
 static void activate_buffer(Activation kind, R* values, int64_t count) {
-  if (kind == Activation::kRelu) activate_vectors<Activation::kRelu, V>(values, count);
-  if (kind == Activation::kSilu) activate_vectors<Activation::kSilu, V>(values, count);
-  if (kind == Activation::kGelu) activate_vectors<Activation::kGelu, V>(values, count);
+  with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+    if (kind != Activation::kNone) activate_vectors<decltype(constant)::value, V>(values, count);
+  });
 }
 
 // What is added to the sums of a product: a bias per column or per row (null: nothing), or what the result holds.

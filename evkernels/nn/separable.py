@@ -1,11 +1,20 @@
 """Depthwise-separable convolutions as modules: the bare pair, and the normalised block of event encoders."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from evkernels import ops
 
-_ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+_ACTIVATIONS = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, "tanh"),
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class SeparableConv2d(nn.Module):
@@ -25,7 +34,8 @@ class SeparableConv2d(nn.Module):
         stride: 1 or 2.
         padding: Zeros around the input; None is kernel_size // 2.
         bias: Whether both convolutions have one.
-        activation: What follows the depthwise convolution: "none", "relu", "silu" or "gelu" (exact, with erf).
+        activation: What follows the depthwise convolution: "none", "relu", "silu", "gelu" (exact,
+            with erf), "gelu_tanh" or "sigmoid".
         output_activation: What follows the pointwise convolution.
 
     Computed by `evkernels.ops.separable_conv2d`, which documents precision, layouts and gradients.
@@ -90,7 +100,7 @@ class SeparableBlock(nn.Sequential):
         out_channels: O of the output [N, O, H', W'].
         kernel_size: k, odd and at most 31; the padding is k // 2.
         stride: 1 or 2.
-        activation: "none", "relu", "silu" or "gelu" (exact, with erf), in both places.
+        activation: "none", "relu", "silu", "gelu" (exact, with erf), "gelu_tanh" or "sigmoid", in both places.
     """
 
     def __init__(
@@ -117,17 +127,18 @@ class SeparableBlock(nn.Sequential):
             for layer in list(self)[1:]:
                 x = layer(x)
             return x
-        weight, bias = _folded(depthwise, norm)
-        output_weight, output_bias = _folded(pointwise, output_norm)
+        weight, bias = folded(depthwise, norm)
+        output_weight, output_bias = folded(pointwise, output_norm)
         return ops.separable_conv2d(
             x, weight, output_weight, bias, output_bias, *window, self.activation, self.activation
         )
 
 
-def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution equal to `convolution` followed by `norm` in evaluation mode."""
     dtype = torch.promote_types(convolution.weight.dtype, torch.float32)
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     weight = convolution.weight.to(dtype) * scale[:, None, None, None]
-    bias = (convolution.bias.to(dtype) - norm.running_mean.to(dtype)) * scale + norm.bias.to(dtype)
+    bias = 0 if convolution.bias is None else convolution.bias.to(dtype)
+    bias = (bias - norm.running_mean.to(dtype)) * scale + norm.bias.to(dtype)
     return weight.to(convolution.weight.dtype), bias.to(convolution.weight.dtype)

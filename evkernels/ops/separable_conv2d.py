@@ -37,7 +37,8 @@ def separable_conv2d(
         pointwise_bias: [O] or None.
         stride: 1 or 2, in both directions.
         padding: Rows and columns of zeros added at each border; None is k // 2.
-        activation: What follows the depthwise convolution: "none", "relu", "silu" or "gelu" (exact, with erf).
+        activation: What follows the depthwise convolution: "none", "relu", "silu", "gelu"
+            (exact, with erf), "gelu_tanh" or "sigmoid".
         output_activation: What follows the pointwise convolution, of the same choice.
 
     Returns:

@@ -14,6 +14,8 @@ _GRADIENTS = {
     "relu": lambda d_y, y: torch.ops.aten.threshold_backward(d_y, y, 0),
     "silu": torch.ops.aten.silu_backward,
     "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": lambda d_y, y: torch.ops.aten.gelu_backward(d_y, y, approximate="tanh"),
+    "sigmoid": lambda d_y, y: torch.ops.aten.sigmoid_backward(d_y, y.sigmoid()),
 }
 
 
@@ -35,7 +37,7 @@ def composed_backward(
     need_depthwise = [need_x, need_depthwise_weight, need_depthwise_bias]
     layout = common_layout(x)
     x = x.contiguous(memory_format=layout)
-    depthwise = (x, depthwise_weight, depthwise_bias, stride, padding, activation)
+    depthwise = (x, depthwise_weight, depthwise_bias, stride, padding, activation, 1)
     d_y = grad_output.contiguous(memory_format=layout)
     if output_activation != "none":
         y = torch.ops.evkernels.separable_conv2d(
