@@ -3,9 +3,10 @@
 Importing this package needs NumPy alone; torch, decoders and image libraries are imported by the call that needs them.
 """
 
+from .batch import EventBatch, collate
 from .container import Events
 from .draw import event_frame, save_png
 from .readers import RecordingError, read
 from .simulate import simulate
 
-__all__ = ["Events", "RecordingError", "event_frame", "read", "save_png", "simulate"]
+__all__ = ["EventBatch", "Events", "RecordingError", "collate", "event_frame", "read", "save_png", "simulate"]
