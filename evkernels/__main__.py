@@ -1,4 +1,4 @@
-"""Command line: `python -m evkernels status`, `python -m evkernels demo`."""
+"""Command line: `python -m evkernels status`, `demo`, `preprocess`."""
 
 import argparse
 import sys
@@ -19,14 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands", parser_class=_Parser)
     commands.add_parser("status", help="say what runs where and why: the text for bug reports")
     demo_parser = commands.add_parser("demo", help="run the main job on a recording, fused against reference")
+    preprocess_parser = commands.add_parser("preprocess", help="make event representations of recordings, for training")
+    command = None
+    # Only here: they import readers and a simulator that nothing else needs.
     if argv[:1] == ["demo"]:
-        # Only here: it imports readers and a simulator that nothing else needs.
-        from evkernels import demo
+        from evkernels import demo as command
 
-        demo.add_arguments(demo_parser)
+        command.add_arguments(demo_parser)
+    elif argv[:1] == ["preprocess"]:
+        from evkernels import preprocess as command
+
+        command.add_arguments(preprocess_parser)
     arguments = parser.parse_args(argv)
-    if arguments.command == "demo":
-        return demo.run(arguments)
+    if command is not None:
+        return command.run(arguments)
     if arguments.command == "status":
         print(status())
     else:

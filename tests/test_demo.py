@@ -246,7 +246,7 @@ def test_sensor_smaller_than_the_recording(recording, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["346", "axb", "0x10", "-1x5", "3x4x5", ""])
 def test_sensor_must_be_two_numbers(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be WxH"):
-        demo._sensor(text)
+        arguments.sensor(text)
 
 
 def test_output_folder_that_is_a_file(recording, tmp_path, capsys):

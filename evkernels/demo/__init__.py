@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from evkernels import arguments
 from evkernels.events import Events, RecordingError, read, simulate
 from evkernels.events.optional import require
 
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECORDING",
         help=".npz, .txt, .zip, .raw, .dat, .aedat4, .h5 or .mat; without it, a simulated camera pan",
     )
-    parser.add_argument("--sensor", type=_sensor, metavar="WxH", help="sensor size where the recording does not say")
+    parser.add_argument(
+        "--sensor", type=arguments.sensor, metavar="WxH", help="sensor size where the recording does not say"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--windows", type=int, default=12, metavar="N", help="windows to cut into, default %(default)s")
@@ -115,10 +118,3 @@ def _folder(path: Path) -> None:
         (path / "report.md").write_text("")
     except OSError as error:
         raise _InputError(f"--out {path}: cannot be written to: {error.strerror}") from error
-
-
-def _sensor(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"must be WxH such as 346x260, got {text!r}")
-    return int(width), int(height)

@@ -177,11 +177,35 @@ class Events:
                 may be 0), the events are not sorted, `start` is outside int64, or more than 2**31 windows would come.
             TypeError: if an argument is not an integer.
         """
-        from .batch import EventBatch, _joined, _offsets
-
         length = self._window_length(duration_us, count)
         stride = length if stride is None else _positive("stride", stride)
-        begins, ends = self._bounds(length, stride, start, number, by_time=count is None)
+        return self._batch(*self._bounds(length, stride, start, number, by_time=count is None))
+
+    def batch_between(self, starts: np.ndarray, stops: np.ndarray) -> EventBatch:
+        """Windows at given times as one batch: window b holds the events with starts[b] <= t < stops[b].
+
+        Args:
+            starts, stops: Microseconds, int64 [B] each, in any order; windows may overlap.
+
+        Returns:
+            EventBatch as of `batch`.
+
+        Raises:
+            ValueError: if a shape or dtype differs, a start exceeds its stop, or the events are not sorted.
+        """
+        self._require_sorted()
+        starts, stops = np.asarray(starts), np.asarray(stops)
+        for name, times in (("starts", starts), ("stops", stops)):
+            if times.dtype != np.int64 or times.ndim != 1 or times.shape != starts.shape:
+                raise ValueError(f"{name} must be int64 [B] like starts, got {times.dtype} {list(times.shape)}")
+        if (starts > stops).any():
+            raise ValueError(f"starts must not exceed stops, got {int((starts > stops).sum())} that do")
+        return self._batch(np.searchsorted(self.t, starts), np.searchsorted(self.t, stops))
+
+    def _batch(self, begins: np.ndarray, ends: np.ndarray) -> EventBatch:
+        """Windows of the events begins[b] to ends[b]."""
+        from .batch import EventBatch, _joined, _offsets
+
         if begins.size and np.array_equal(begins[1:], ends[:-1]):
             parts = [slice(int(begins[0]), int(ends[-1]))]
         else:
