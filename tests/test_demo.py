@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("rich", reason="the demo needs rich (extra demo)")
 pytest.importorskip("matplotlib", reason="the demo needs matplotlib (extra demo)")
 
-from evkernels import backends, demo
+from evkernels import arguments, backends, demo
 from evkernels.demo import comparison, stages, training
 from evkernels.events import Events, simulate
 from evkernels.ops.registration import default_kernels
