@@ -25,6 +25,7 @@ _PACKET_EVENTS = 2**21  # 27 MB of events
 class Recording:
     """A recording that is read in packets.
 
+    `start` is the time of its first event in microseconds, `events` their number, `notes` what is odd about it.
     Iterating yields Events sorted by time, none earlier than one of the packet before, on one sensor.
 
     Args:
@@ -44,6 +45,7 @@ class Recording:
     width: int = field(init=False)
     height: int = field(init=False)
     events: int = field(init=False)
+    start: int = field(init=False)
     notes: list[str] = field(init=False, default_factory=list)
     _whole: Events | None = field(init=False, default=None, repr=False)
 
@@ -59,6 +61,7 @@ class Recording:
             self._whole = read(self.path, self.sensor)
         self.notes += [str(warning.message) for warning in caught if warning.category is UserWarning]
         self.width, self.height, self.events = self._whole.width, self._whole.height, len(self._whole)
+        self.start = int(self._whole.t[0])
 
     def __iter__(self) -> Iterator[Events]:
         return self._hdf5_packets() if self._whole is None else self._whole.windows(count=self.packet_events)
@@ -70,6 +73,7 @@ class Recording:
         self.events = source.lengths["t"]
         if self.events == 0:
             raise RecordingError(f"{self.path}: expected events, got none")
+        self.start = int(microseconds(self.path, source.read(slice(0, 1))[2])[0])
         sensor = self.sensor or source.sensor
         if sensor is None:
             parts = (source.read(part) for part in self._parts())

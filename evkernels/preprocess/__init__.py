@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=arguments.duration, default="50ms", metavar="TIME", help="default %(default)s")
     add("--stride", type=arguments.duration, metavar="TIME", help="between the ends of windows, default: the window")
     add("--downsample", type=arguments.positive, default=1, metavar="N", help="keep one of N x N pixels; RVT's Gen4: 2")
+    add("--no-labels", action="store_true", help="ignore boxes in <name>_bbox.npy; else windows end with them")
     add("--sensor", type=arguments.sensor, metavar="WxH", help="sensor size where recordings do not say")
     add("--pattern", default="*", help="which names to take from a folder, such as '*_td.h5'")
     add("--jobs", type=arguments.positive, default=1, metavar="N", help="recordings at a time, default %(default)s")
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         args.window,
         args.stride or args.window,
         args.downsample,
+        not args.no_labels,
         args.sensor,
     )
     try:

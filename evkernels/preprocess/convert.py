@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from evkernels.events import EventBatch, Recording, RecordingError
+from evkernels.preprocess.labels import LABEL_INDEX, Labels, find_labels, read_labels
 from evkernels.preprocess.settings import REPRESENTATIONS, Settings
 from evkernels.preprocess.windows import TooManyWindows, batches
 from evkernels.preprocess.writer import RepresentationWriter, is_finished
@@ -66,7 +67,7 @@ def convert(
     begin = time.perf_counter()
     result = Result(source)
     try:
-        _convert(result, sequence / "event_representations_v2" / settings.folder, settings, overwrite, advance)
+        _convert(result, sequence, settings, overwrite, advance)
     except (RecordingError, TooManyWindows) as error:
         text = str(error) if isinstance(error, RecordingError) else f"{source}: {error}"
         result = Result(source, "bad input", message=" ".join(text.split()))
@@ -75,11 +76,14 @@ def convert(
     return replace(result, seconds=time.perf_counter() - begin)
 
 
-def _convert(result: Result, folder: Path, settings: Settings, overwrite: bool, advance) -> None:
+def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool, advance) -> None:
+    folder = sequence / "event_representations_v2" / settings.folder
     target = folder / settings.file
     if not result.source.is_file():
         raise RecordingError(f"{result.source}: expected a recording, got no such file")
-    record = {**settings.describe(), "source_bytes": result.source.stat().st_size, "version": 1}
+    label_file = find_labels(result.source) if settings.labels else None
+    sizes = {"source_bytes": result.source.stat().st_size, "label_bytes": label_file and label_file.stat().st_size}
+    record = {**settings.describe(), **sizes, "version": 1}
     if not overwrite and is_finished(target, record):
         result.outcome = "finished before"
         return
@@ -99,15 +103,27 @@ def _convert(result: Result, folder: Path, settings: Settings, overwrite: bool, 
             "damaged coordinates, or too many bins"
         )
     most = max(1, _FRAME_BYTES // frame_bytes)
-    ends = []
+    labels = _labels(label_file, recording, settings)
+    given, ends = None if labels is None else labels.ends, []
     with RepresentationWriter(target, shape, dtype, record) as writer:
         packets = _watched(recording, advance)
-        for batch, times in batches(packets, settings.window_us, settings.stride_us, most):
+        for batch, times in batches(packets, settings.window_us, settings.stride_us, most, given):
             writer.append(module(_downsampled(batch, settings.downsample, height, width)).numpy())
             ends.append(times)
-        writer.commit({"timestamps_us.npy": np.concatenate(ends)})
+        beside = {folder / LABEL_INDEX: None} if labels is None else labels.files(sequence, folder)
+        writer.commit({folder / "timestamps_us.npy": np.concatenate(ends), **beside})
     result.events, result.windows = recording.events, sum(map(len, ends))
     result.notes += recording.notes
+
+
+def _labels(path: Path | None, recording: Recording, settings: Settings) -> Labels | None:
+    if path is None:
+        return None
+    sizes = (recording.width, recording.height, recording.start)
+    labels = read_labels(path, *sizes, settings.window_us, settings.stride_us)
+    if labels is None:
+        recording.notes.append(f"{path}: no box after the recording's first window; windows are cut without labels")
+    return labels
 
 
 def _watched(recording: Recording, advance):

@@ -28,6 +28,7 @@ class Settings:
         window_us: Length of a window in microseconds.
         stride_us: From the end of one window to that of the next.
         downsample: Keep one pixel of this many in each direction.
+        labels: Whether windows end with the boxes of a `_bbox.npy` beside the recording, where there is one.
         sensor: (width, height) for recordings that do not say it.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     window_us: int = 50_000
     stride_us: int = 50_000
     downsample: int = 1
+    labels: bool = True
     sensor: tuple[int, int] | None = None
 
     @property

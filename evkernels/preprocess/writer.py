@@ -66,15 +66,22 @@ class RepresentationWriter:
         self.data[begin:] = frames
         self.disk.check()
 
-    def commit(self, beside: dict[str, np.ndarray]) -> None:
-        """Makes the file whole under its final name, after the .npy files that belong beside it."""
+    def commit(self, beside: dict[Path, np.ndarray | dict[str, np.ndarray] | None]) -> None:
+        """Makes the file whole under its final name, after the .npy and .npz files that belong to it.
+
+        Args:
+            beside: Arrays by file; a file with None is removed.
+        """
         self.file.close()
         self.disk.check()
         _to_disk(self.partial)
         # Without the file of an older run, a kill from here on leaves no mixture of the two.
         self.path.unlink(missing_ok=True)
-        for name, array in beside.items():
-            _save_array(self.path.with_name(name), array)
+        for path, arrays in beside.items():
+            if arrays is None:
+                path.unlink(missing_ok=True)
+            else:
+                _save(path, arrays)
         self.partial.replace(self.path)
         self.disk.file.close()
         _to_disk(self.path.parent)
@@ -167,12 +174,16 @@ def is_finished(path: Path, record: dict) -> bool:
     return True
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    """An .npy file that is there as a whole or not at all."""
+def _save(path: Path, arrays: np.ndarray | dict[str, np.ndarray]) -> None:
+    """A file of arrays that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            np.save(file, array)
+            if isinstance(arrays, dict):
+                np.savez(file, **arrays)
+            else:
+                np.save(file, arrays)
         _to_disk(partial)
         partial.replace(path)
     finally:
