@@ -1,4 +1,4 @@
-"""Command line: `python -m evkernels status`, `demo`, `preprocess`."""
+"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview`."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("status", help="say what runs where and why: the text for bug reports")
     demo_parser = commands.add_parser("demo", help="run the main job on a recording, fused against reference")
     preprocess_parser = commands.add_parser("preprocess", help="make event representations of recordings, for training")
+    preview_parser = commands.add_parser("preview", help="draw a recording as a short animation")
     command = None
     # Only here: they import readers and a simulator that nothing else needs.
     if argv[:1] == ["demo"]:
@@ -30,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from evkernels import preprocess as command
 
         command.add_arguments(preprocess_parser)
+    elif argv[:1] == ["preview"]:
+        from evkernels.events import preview as command
+
+        command.add_arguments(preview_parser)
     arguments = parser.parse_args(argv)
     if command is not None:
         return command.run(arguments)

@@ -5,10 +5,11 @@ Importing this package needs NumPy alone; torch, decoders and image libraries ar
 
 from .batch import EventBatch, collate
 from .container import Events
-from .draw import event_frame, save_png
+from .draw import event_frame, save_animation, save_png
 from .packets import Recording
 from .readers import RecordingError, read
 from .simulate import simulate
+from .transforms import crop, downsample, drop_pixels, flip_horizontal, hot_pixels
 
 __all__ = [
     "EventBatch",
@@ -16,8 +17,14 @@ __all__ = [
     "Recording",
     "RecordingError",
     "collate",
+    "crop",
+    "downsample",
+    "drop_pixels",
     "event_frame",
+    "flip_horizontal",
+    "hot_pixels",
     "read",
+    "save_animation",
     "save_png",
     "simulate",
 ]
