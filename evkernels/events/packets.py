@@ -87,10 +87,12 @@ class Recording:
             for part in self._parts():
                 x, y, t, p = source.read(part)
                 t = microseconds(self.path, t)
-                raised = np.maximum.accumulate(np.maximum(t, latest))
-                late += int(np.count_nonzero(raised != t))
-                latest = raised[-1]
-                yield checked(self.path, Columns(x, y, raised, p), (self.width, self.height))
+                if t[0] < latest or (t[1:] < t[:-1]).any():
+                    raised = np.maximum.accumulate(np.maximum(t, latest))
+                    late += int(np.count_nonzero(raised != t))
+                    t = raised
+                latest = t[-1]
+                yield checked(self.path, Columns(x, y, t, p), (self.width, self.height))
         if late:
             self.notes.append(
                 f"{self.path}: {late} of {self.events} events are earlier than one before; moved to its time"

@@ -102,6 +102,8 @@ def _coordinates(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 def _polarity(path: Path, values: np.ndarray) -> np.ndarray:
     if values.dtype != np.bool_:
         values = _whole(path, "p", values)
+        if values.dtype.kind == "u" and int(values.max()) <= 1:
+            return values.astype(np.uint8)
         kinds = np.unique(values)
         if not (np.isin(kinds, (0, 1)).all() or np.isin(kinds, (-1, 1)).all()):
             raise RecordingError(f"{path}: expected p in {{0, 1}} or {{-1, 1}}, got {', '.join(map(str, kinds[:5]))}")

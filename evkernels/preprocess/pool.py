@@ -99,14 +99,16 @@ def _here(pairs, settings: Settings, overwrite: bool, progress: Progress) -> Ite
 def _there(pairs, settings: Settings, overwrite: bool, executor: Executor) -> Iterator[Result]:
     futures = {executor.submit(convert, source, folder, settings, overwrite): source for source, folder in pairs}
     for future in as_completed(futures):
-        error = future.exception()
-        if error is None:
+        lost = future.cancelled() or isinstance(future.exception(), BrokenProcessPool)
+        if not lost and future.exception() is None:
             yield future.result()
             continue
-        lost = isinstance(error, BrokenProcessPool)
-        if not lost:
-            traceback.print_exception(error)
-        reason = "its worker was lost; the same command goes on" if lost else f"{type(error).__name__}: {error}"
+        if lost:
+            reason = "its worker was lost; the same command goes on"
+        else:
+            # A fault of the program: whoever reports it needs to see where.
+            traceback.print_exception(future.exception())
+            reason = f"{type(future.exception()).__name__}: {future.exception()}"
         yield Result(futures[future], "failed", message=" ".join(f"{futures[future]}: {reason}".split()))
 
 
