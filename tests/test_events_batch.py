@@ -64,12 +64,15 @@ def test_of_nothing():
         (PACKED, "xytp"),
         (np.dtype([("x", ">i2"), ("y", ">i2"), ("p", "?"), ("t", ">u8")]), "xypt"),
         (np.dtype([("ts", "i8"), ("x", "i4"), ("y", "i4"), ("polarity", "i1")], align=True), "txyp"),
+        (np.dtype([("x", "u8"), ("y", "u4"), ("p", "i8"), ("t", "i8")]), "xypt"),
         (np.dtype([("timestamp", "u4"), ("x", "u2"), ("y", "u2"), ("on", "?")]), "txyp"),
     ],
 )
 def test_structured_arrays_of_every_convention(dtype, names):
     e = events([3, 4, 4, 70])
-    assert lists(EventBatch.of([table(e, dtype, names)])) == lists(EventBatch.of([e]))
+    structured = table(e, dtype, names)
+    assert lists(EventBatch.of([structured])) == lists(EventBatch.of([e]))
+    assert lists(EventBatch.of([structured, e, structured])) == lists(EventBatch.of([e, e, e]))
 
 
 def test_coordinates_beyond_int16_stay_positive():
@@ -247,6 +250,13 @@ def test_every_form_gives_the_same_histogram():
     batch = e.batch(duration_us=100)
     windows = [module(window) for window in e.windows(duration_us=100)]
     assert torch.equal(module(batch), torch.stack(windows))
+
+
+def test_batch_goes_into_a_compiled_graph():
+    batch = events(np.arange(0, 900, 9)).batch(duration_us=100)
+    module = StackedHistogram(3, 3, 4)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(batch), module(batch))
 
 
 def test_module_refuses_columns_beside_a_whole_and_missing_ones():

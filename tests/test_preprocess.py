@@ -273,6 +273,24 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, more, mess
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("library", "extra", "more"),
+    [
+        ("hdf5plugin", "preprocess", []),
+        ("rich", "preprocess", []),
+        ("distributed", "dask", ["--scheduler", "tcp://a:1"]),
+    ],
+)
+def test_missing_library_is_named_with_its_extra(tmp_path, capsys, monkeypatch, library, extra, more):
+    save_npz(tmp_path / "a.npz", events([1, 2]))
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["preprocess", str(tmp_path / "a.npz"), str(tmp_path / "out"), *more]) == 2
+    shown = capsys.readouterr().err
+    assert f"needs the library {library}" in shown
+    assert f"pip install 'evkernels[{extra}]'" in shown
+    assert shown.count("\n") == 1
+
+
 def test_no_source_and_two_recordings_of_one_name(tmp_path, capsys):
     assert main(["preprocess", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "no such file" in capsys.readouterr().err

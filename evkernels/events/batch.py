@@ -202,23 +202,23 @@ def _field(table: np.ndarray, name: str) -> np.ndarray:
     column = table[found]
     if column.dtype.kind not in ("iub" if name == "p" else "iu"):
         raise TypeError(f"{name} must hold integers, got {column.dtype}")
-    # Torch computes nothing in unsigned times, and the ops take none.
-    return column.astype(np.int64) if name == "t" and column.dtype.name not in ("int32", "int64") else column
+    # Torch computes nothing in wide unsigned types, joining them with signed ones would make floats, and the ops take
+    # times in two types.
+    wide = column.dtype.name in ("uint32", "uint64") or (name == "t" and column.dtype.name not in ("int32", "int64"))
+    return column.astype(np.int64) if wide else column
 
 
 def _joined(columns: list[np.ndarray], name: str) -> torch.Tensor:
     import torch
 
-    columns = [_signed(column) for column in columns]
     if len(columns) == 1:
         column = columns[0]
-        native = column.dtype.newbyteorder("=")
-        # Torch warns of arrays it must not write to, and cannot hold most strides of packed structures.
-        column = np.require(column, native, ["C", "ALIGNED", "WRITEABLE"])
     elif columns:
         column = np.concatenate(columns)
     else:
         column = np.zeros(0, {"t": np.int64, "p": np.uint8}.get(name, np.int16))
+    # Torch warns of arrays it must not write to; it holds no foreign byte orders and no strides of packed fields.
+    column = _signed(np.require(column, column.dtype.newbyteorder("="), ["C", "ALIGNED", "WRITEABLE"]))
     return torch.from_numpy(column)
 
 
