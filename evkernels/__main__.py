@@ -1,10 +1,19 @@
-"""Command line: `python -m evkernels status`, `demo` and `reconstruct`."""
+"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview` and `reconstruct`."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from evkernels import status
+
+# Each module has add_arguments(parser) and run(arguments) -> exit code.
+_COMMANDS = {
+    "demo": ("evkernels.demo", "run the main job on a recording, fused against reference"),
+    "preprocess": ("evkernels.preprocess", "make event representations of recordings, for training"),
+    "preview": ("evkernels.events.preview", "draw a recording as a short animation"),
+    "reconstruct": ("evkernels.reconstruct", "make a video from a recording's events"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,22 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="evkernels", description="Fused kernels for event-camera recurrent vision.")
     commands = parser.add_subparsers(dest="command", title="commands", parser_class=_Parser)
     commands.add_parser("status", help="say what runs where and why: the text for bug reports")
-    demo_parser = commands.add_parser("demo", help="run the main job on a recording, fused against reference")
-    if argv[:1] == ["demo"]:
-        # Only here: it imports readers and a simulator that nothing else needs.
-        from evkernels import demo
-
-        demo.add_arguments(demo_parser)
-    reconstruct_parser = commands.add_parser("reconstruct", help="make a video from a recording's events")
-    if argv[:1] == ["reconstruct"]:
-        from evkernels import reconstruct
-
-        reconstruct.add_arguments(reconstruct_parser)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        # Only the one that is asked for: they import readers and a simulator that nothing else needs.
+        if argv[:1] == [name]:
+            importlib.import_module(module).add_arguments(command)
     arguments = parser.parse_args(argv)
-    if arguments.command == "demo":
-        return demo.run(arguments)
-    if arguments.command == "reconstruct":
-        return reconstruct.run(arguments)
+    if arguments.command in _COMMANDS:
+        return importlib.import_module(_COMMANDS[arguments.command][0]).run(arguments)
     if arguments.command == "status":
         print(status())
     else:

@@ -39,12 +39,14 @@ def sensor(text: str) -> tuple[int, int]:
 
 
 def duration(text: str) -> int:
-    """Microseconds of "33ms", "500us", "0.1s"."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s)", text)
-    microseconds = round(float(match[1]) * _MICROSECONDS[match[2]]) if match else 0
-    if not 0 < microseconds < 2**62:
-        raise argparse.ArgumentTypeError(f"must be a time of at least 1us such as 33ms, 500us or 0.1s, got {text!r}")
-    return microseconds
+    """Microseconds from a number with a unit; decimal places as far as they are whole microseconds."""
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,6}))?\s*(us|ms|s)", text.strip().lower())
+    if match:
+        whole, fraction, unit = match[1], match[2] or "", _MICROSECONDS[match[3]]
+        value, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
+        if value > 0 and rest == 0:
+            return value
+    raise argparse.ArgumentTypeError(f"must be whole microseconds, such as 50ms, 2.5ms or 10000us, got {text!r}")
 
 
 def positive(text: str) -> int:

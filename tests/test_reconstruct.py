@@ -388,7 +388,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--window", "33"), "must be a time of at least 1us such as 33ms, 500us or 0.1s, got '33'"),
+            (("--window", "33"), "must be whole microseconds, such as 50ms, 2.5ms or 10000us, got '33'"),
             (("--window", "0ms"), "at least 1us"),
             (("--window", "-3ms"), "--window"),
             (("--events-per-frame", "0"), "whole number of at least 1, got '0'"),

@@ -3,9 +3,28 @@
 Importing this package needs NumPy alone; torch, decoders and image libraries are imported by the call that needs them.
 """
 
+from .batch import EventBatch, collate
 from .container import Events
-from .draw import event_frame, save_png
+from .draw import event_frame, save_animation, save_png
+from .packets import Recording
 from .readers import RecordingError, read
 from .simulate import simulate
+from .transforms import crop, downsample, drop_pixels, flip_horizontal, hot_pixels
 
-__all__ = ["Events", "RecordingError", "event_frame", "read", "save_png", "simulate"]
+__all__ = [
+    "EventBatch",
+    "Events",
+    "Recording",
+    "RecordingError",
+    "collate",
+    "crop",
+    "downsample",
+    "drop_pixels",
+    "event_frame",
+    "flip_horizontal",
+    "hot_pixels",
+    "read",
+    "save_animation",
+    "save_png",
+    "simulate",
+]

@@ -17,6 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from .batch import EventBatch
+
 _DTYPES = {
     "t": ("int64",),
     "x": ("uint16", "int16", "int32"),
@@ -144,14 +146,73 @@ class Events:
             ValueError: unless exactly one length is given and positive, or if the events are not sorted.
             TypeError: if the length is not an integer.
         """
-        if (duration_us is None) == (count is None):
-            raise ValueError(f"give exactly one of duration_us and count, got {duration_us} and {count}")
-        self._require_sorted()
-        name, length = ("count", count) if duration_us is None else ("duration_us", duration_us)
-        length = _integer(name, length)
-        if length < 1:
-            raise ValueError(f"{name} must be at least 1, got {length}")
+        length = self._window_length(duration_us, count)
         return self._by_count(length) if duration_us is None else self._by_time(length)
+
+    def batch(
+        self,
+        duration_us: int | None = None,
+        count: int | None = None,
+        *,
+        start: int | None = None,
+        stride: int | None = None,
+        number: int | None = None,
+    ) -> EventBatch:
+        """Windows as one batch: a single op call then makes the representations of all of them.
+
+        Args:
+            duration_us: Length of a window in microseconds; half-open, like those of `windows`.
+            count: Events per window, in place of `duration_us`; the last windows hold what is left.
+            start: Time at which the first window begins, in microseconds. None: the first event's.
+            stride: From the beginning of a window to that of the next, in microseconds or in events; smaller than the
+                length, windows overlap, larger, events between them are left out. None: the length.
+            number: How many windows. None: as long as they begin no later than the last event.
+
+        Returns:
+            EventBatch on the CPU. Its columns are views of these arrays where windows follow each other without gap or
+            overlap, else copies.
+
+        Raises:
+            ValueError: unless exactly one length is given; if a length, `stride` or `number` is not positive (`number`
+                may be 0), the events are not sorted, `start` is outside int64, or more than 2**31 windows would come.
+            TypeError: if an argument is not an integer.
+        """
+        length = self._window_length(duration_us, count)
+        stride = length if stride is None else _positive("stride", stride)
+        return self._batch(*self._bounds(length, stride, start, number, by_time=count is None))
+
+    def batch_between(self, starts: np.ndarray, stops: np.ndarray) -> EventBatch:
+        """Windows at given times as one batch: window b holds the events with starts[b] <= t < stops[b].
+
+        Args:
+            starts, stops: Microseconds, int64 [B] each, in any order; windows may overlap.
+
+        Returns:
+            EventBatch as of `batch`.
+
+        Raises:
+            ValueError: if a shape or dtype differs, a start exceeds its stop, or the events are not sorted.
+        """
+        self._require_sorted()
+        starts, stops = np.asarray(starts), np.asarray(stops)
+        for name, times in (("starts", starts), ("stops", stops)):
+            if times.dtype != np.int64 or times.ndim != 1 or times.shape != starts.shape:
+                raise ValueError(f"{name} must be int64 [B] like starts, got {times.dtype} {list(times.shape)}")
+        if (starts > stops).any():
+            raise ValueError(f"starts must not exceed stops, got {int((starts > stops).sum())} that do")
+        return self._batch(np.searchsorted(self.t, starts), np.searchsorted(self.t, stops))
+
+    def _batch(self, begins: np.ndarray, ends: np.ndarray) -> EventBatch:
+        """Windows of the events begins[b] to ends[b]."""
+        from .batch import EventBatch, _joined, _offsets
+
+        if begins.size and np.array_equal(begins[1:], ends[:-1]):
+            parts = [slice(int(begins[0]), int(ends[-1]))]
+        else:
+            parts = [slice(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        columns = ([getattr(self, name)[part] for part in parts] or [getattr(self, name)[:0]] for name in "xytp")
+        tensors = [_joined(column, name) for name, column in zip("xytp", columns, strict=True)]
+        return EventBatch(*tensors, _offsets(ends - begins), self.width, self.height)
 
     def tensors(self, device: str | torch.device = "cpu") -> tuple[torch.Tensor, ...]:
         """The columns as tensors, ready for evkernels.ops.
@@ -168,6 +229,40 @@ class Events:
         coordinate = np.int16 if max(self.width, self.height) <= 32768 else np.int32
         columns = (self.x.astype(coordinate), self.y.astype(coordinate), self.t.copy(), self.p.copy())
         return tuple(torch.from_numpy(column).to(device) for column in columns)
+
+    def _window_length(self, duration_us: int | None, count: int | None) -> int:
+        if (duration_us is None) == (count is None):
+            raise ValueError(f"give exactly one of duration_us and count, got {duration_us} and {count}")
+        self._require_sorted()
+        return _positive("count", count) if duration_us is None else _positive("duration_us", duration_us)
+
+    def _bounds(
+        self, length: int, stride: int, start: int | None, number: int | None, by_time: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the first event of each window and of the first after it, int64 [B] each."""
+        start = _integer("start", (self.t[0] if len(self) else 0) if start is None else start)
+        if not np.iinfo(np.int64).min <= start <= np.iinfo(np.int64).max:
+            raise ValueError(f"start must be an int64 time, got {start}")
+        first = start if by_time else self._first_at(start)
+        if number is None:
+            last = (int(self.t[-1]) if by_time else len(self) - 1) if len(self) else first - 1
+            number = max(0, (last - first) // stride + 1)
+        if not 0 <= _integer("number", number) <= 2**31:
+            raise ValueError(f"windows must be at most 2**31, got {number}")
+        if not by_time:
+            begins = np.minimum(first + np.arange(number) * min(stride, len(self)), len(self))
+            return begins, np.minimum(begins + min(length, len(self)), len(self))
+        return self._indices(first, stride, number), self._indices(first + length, stride, number)
+
+    def _indices(self, first: int, stride: int, number: int) -> np.ndarray:
+        """Of the events at or after the times first + stride * arange(number)."""
+        # Times after the last event may lie beyond int64; as they need no search, none is computed.
+        inside = min(number, max(0, (int(self.t[-1]) - first) // stride + 1)) if len(self) else 0
+        indices = np.full(number, len(self), np.int64)
+        if inside:
+            times = np.int64(first) + np.arange(inside, dtype=np.int64) * np.int64(min(stride, np.iinfo(np.int64).max))
+            indices[:inside] = np.searchsorted(self.t, times, side="left")
+        return indices
 
     def _by_count(self, count: int) -> Iterator[Events]:
         for begin in range(0, len(self), count):
@@ -200,6 +295,12 @@ class Events:
         if not self.is_sorted:
             late = int(np.count_nonzero(self.t[1:] < self.t[:-1]))
             raise ValueError(f"t must be non-decreasing, got {late} events earlier than the one before; use sorted()")
+
+
+def _positive(name: str, value: object) -> int:
+    if _integer(name, value) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
 
 
 def _integer(name: str, value: object) -> int:

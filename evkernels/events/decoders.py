@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +120,17 @@ def _read_lines(path: Path, lines: Iterator[str]) -> Columns:
     return Columns(x, y, t, p, sensor)
 
 
-def _read_hdf5(path: Path) -> Columns:
+class Hdf5Events(NamedTuple):
+    """The events of an open HDF5 file: `read` returns x, y, t, p of a range of them."""
+
+    read: Callable[[slice], tuple[np.ndarray, ...]]
+    lengths: dict[str, int]
+    sensor: tuple[int, int] | None
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Hdf5Events]:
+    """Open a file for reading in parts; t comes with the file's offset."""
     with _decoding(path, "an HDF5 file with events/x, y, p, t"):
         h5py = require("h5py", "io", "reading HDF5")
         with h5py.File(path, "r") as file:
@@ -133,12 +143,24 @@ def _read_hdf5(path: Path) -> Columns:
             sensor = _size(path, *stated) if isinstance(group, h5py.Group) else None
             if _compressed_by_plugin(h5py, group):
                 require("hdf5plugin", "io", "reading this file's compression")
-            x, y, t, p = (group[name][...] for name in _NAMES)
-            if t.dtype.kind not in "iu":
-                raise RecordingError(f"{path}: expected t in integer microseconds, got {t.dtype}")
-            if "t_offset" in file:
-                t = t.astype(np.int64) + int(file["t_offset"][()])
-            return Columns(x, y, t, p, sensor)
+            offset = int(file["t_offset"][()]) if "t_offset" in file else None
+
+            def read(part: slice) -> tuple[np.ndarray, ...]:
+                table = group if isinstance(group, h5py.Group) else group[part]
+                x, y, t, p = (table[name][part] if table is group else table[name] for name in _NAMES)
+                if t.dtype.kind not in "iu":
+                    raise RecordingError(f"{path}: expected t in integer microseconds, got {t.dtype}")
+                return x, y, t if offset is None else t.astype(np.int64) + offset, p
+
+            lengths = {name: (group[name] if isinstance(group, h5py.Group) else group).shape for name in _NAMES}
+            yield Hdf5Events(
+                read, {name: shape[0] if len(shape) == 1 else -1 for name, shape in lengths.items()}, sensor
+            )
+
+
+def _read_hdf5(path: Path) -> Columns:
+    with open_hdf5(path) as events:
+        return Columns(*events.read(slice(None)), events.sensor)
 
 
 def _compressed_by_plugin(h5py, group) -> bool:

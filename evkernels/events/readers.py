@@ -45,21 +45,27 @@ def read(path: str | Path, sensor: tuple[int, int] | None = None) -> Events:
         ValueError: if `sensor` is not two positive integers.
     """
     path = Path(path)
+    sensor = check_request(path, sensor)
+    return checked(path, DECODERS[path.suffix.lower()](path), sensor)
+
+
+def check_request(path: Path, sensor: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Whether there is a file of a known format; returns `sensor` as a tuple."""
     if sensor is not None:
         sensor = tuple(sensor)
         if len(sensor) != 2 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sensor):
             raise ValueError(f"sensor must be two positive integers (width, height), got {sensor}")
     if not path.is_file():
         raise RecordingError(f"{path}: expected a recording, got {'a folder' if path.is_dir() else 'no such file'}")
-    decode = DECODERS.get(path.suffix.lower())
-    if decode is None:
+    if path.suffix.lower() not in DECODERS:
         raise RecordingError(f"{path}: expected one of {', '.join(DECODERS)}, got {path.suffix or 'no ending'!r}")
     if path.stat().st_size == 0:
         raise RecordingError(f"{path}: expected a recording, got an empty file")
-    return _events(path, decode(path), sensor)
+    return sensor
 
 
-def _events(path: Path, columns: Columns, sensor: tuple[int, int] | None) -> Events:
+def checked(path: Path, columns: Columns, sensor: tuple[int, int] | None) -> Events:
+    """The events of decoded columns, judged and sorted as `read` says."""
     lengths = {name: np.shape(getattr(columns, name)) for name in ("x", "y", "t", "p")}
     if len(set(lengths.values())) != 1 or len(lengths["t"]) != 1:
         got = ", ".join(f"{name} {list(shape)}" for name, shape in lengths.items())
@@ -67,7 +73,7 @@ def _events(path: Path, columns: Columns, sensor: tuple[int, int] | None) -> Eve
     if len(columns.t) == 0:
         raise RecordingError(f"{path}: expected events, got none")
     x, y = (_coordinates(path, name, getattr(columns, name)) for name in ("x", "y"))
-    t, p = _microseconds(path, columns.t), _polarity(path, columns.p)
+    t, p = microseconds(path, columns.t), _polarity(path, columns.p)
     width, height = sensor or columns.sensor or (int(x.max()) + 1, int(y.max()) + 1)
     outside = int(np.count_nonzero((x >= width) | (y >= height)))
     if outside:
@@ -96,13 +102,16 @@ def _coordinates(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 def _polarity(path: Path, values: np.ndarray) -> np.ndarray:
     if values.dtype != np.bool_:
         values = _whole(path, "p", values)
+        if values.dtype.kind == "u" and int(values.max()) <= 1:
+            return values.astype(np.uint8)
         kinds = np.unique(values)
         if not (np.isin(kinds, (0, 1)).all() or np.isin(kinds, (-1, 1)).all()):
             raise RecordingError(f"{path}: expected p in {{0, 1}} or {{-1, 1}}, got {', '.join(map(str, kinds[:5]))}")
     return (values > 0).astype(np.uint8)
 
 
-def _microseconds(path: Path, values: np.ndarray) -> np.ndarray:
+def microseconds(path: Path, values: np.ndarray) -> np.ndarray:
+    """Times as int64 microseconds."""
     if values.dtype.kind == "f":
         if not np.all(np.abs(values) < _LATEST_SECONDS):
             raise RecordingError(f"{path}: expected t in finite seconds below 1e11, got {values.min()}..{values.max()}")

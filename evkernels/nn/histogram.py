@@ -1,9 +1,17 @@
 """Stacked event histogram as a module: RVT's class of the same name on the fused op."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import event_input
+
+if TYPE_CHECKING:
+    from evkernels.nn.event_input import EventInput
 
 
 class StackedHistogram(nn.Module):
@@ -32,24 +40,33 @@ class StackedHistogram(nn.Module):
         self.count_cutoff = 255 if count_cutoff is None else min(count_cutoff, 255)
         self.fastmode = fastmode
 
-    def forward(self, x: Tensor, y: Tensor, pol: Tensor, time: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The histogram of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype.
+            x: Columns [E], any integer dtype; or, with nothing else, `evkernels.events.Events`, `EventBatch` or a
+                structured NumPy array with fields x, y, t, p.
             y: Rows [E], any integer dtype.
             pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
             time: Timestamps [E], int64 or int32.
             offsets: Cuts a batch of windows out of the events, int64 [B + 1], see `evkernels.ops.event_histogram`.
 
         Returns:
-            uint8 [2*bins, height, width], OFF bins first, or [B, 2*bins, height, width] with `offsets`.
+            uint8 [2*bins, height, width], OFF bins first, or [B, 2*bins, height, width] with `offsets` or EventBatch.
         """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
         return ops.event_histogram(
             x,
             y,
-            time,
-            pol,
+            t,
+            p,
             bins=self.bins,
             height=self.height,
             width=self.width,

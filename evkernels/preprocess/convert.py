@@ -1,0 +1,157 @@
+"""One recording to one file of representations: the work of a worker, in memory that its length does not change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from evkernels.events import EventBatch, Recording, RecordingError
+from evkernels.preprocess.labels import LABEL_INDEX, Labels, find_labels, read_labels
+from evkernels.preprocess.settings import REPRESENTATIONS, Settings
+from evkernels.preprocess.windows import TooManyWindows, batches
+from evkernels.preprocess.writer import RepresentationWriter, is_finished
+
+# Frames made in one call. Larger blocks come as fresh pages from the system every time: 64 MiB take 12 % longer for a
+# whole VGA recording, of which the counting itself is then a third instead of a twentieth.
+_FRAME_BYTES = 2**24
+_LARGEST_FRAME = 2**31 - 1  # What blosc compresses at once.
+_LATEST = 2**62  # Microseconds; sums of times stay in int64.
+
+
+@dataclass
+class Result:
+    """What became of one recording.
+
+    Args:
+        source: The recording.
+        outcome: "bad input" and "failed" come with a message of one line.
+        events: Events of the recording, 0 if it was not made.
+        windows: Windows written.
+        seconds: Time it took.
+        message: What went wrong.
+        notes: What else there is to say.
+    """
+
+    source: Path
+    outcome: Literal["written", "finished before", "bad input", "failed"] = "written"
+    events: int = 0
+    windows: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: Path,
+    sequence: Path,
+    settings: Settings,
+    overwrite: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Makes the representations of a recording.
+
+    Args:
+        source: The recording.
+        sequence: Folder of its results; the representations go where RVT's loader looks for them inside.
+        settings: What to make.
+        overwrite: Make it again even if it is there.
+        advance: Called with the events read so far and those of the whole recording.
+
+    Returns:
+        Result. Bad recordings and files that cannot be written are results, not exceptions, so that others go on.
+    """
+    begin = time.perf_counter()
+    result = Result(source)
+    try:
+        _convert(result, sequence, settings, overwrite, advance)
+    except (RecordingError, TooManyWindows) as error:
+        text = str(error) if isinstance(error, RecordingError) else f"{source}: {error}"
+        result = Result(source, "bad input", message=" ".join(text.split()))
+    except OSError as error:
+        result = Result(source, "failed", message=" ".join(f"{source}: {error}".split()))
+    return replace(result, seconds=time.perf_counter() - begin)
+
+
+def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool, advance) -> None:
+    folder = sequence / "event_representations_v2" / settings.folder
+    target = folder / settings.file
+    if not result.source.is_file():
+        raise RecordingError(f"{result.source}: expected a recording, got no such file")
+    label_file = find_labels(result.source) if settings.labels else None
+    sizes = {"source_bytes": result.source.stat().st_size, "label_bytes": label_file and label_file.stat().st_size}
+    record = {**settings.describe(), **sizes, "version": 1}
+    if not overwrite and is_finished(target, record):
+        result.outcome = "finished before"
+        return
+    recording = Recording(result.source, settings.sensor)
+    height, width = recording.height // settings.downsample, recording.width // settings.downsample
+    if min(height, width) < 1:
+        raise RecordingError(
+            f"{result.source}: expected a sensor of at least {settings.downsample}x{settings.downsample} pixels to "
+            f"downsample, got {recording.width}x{recording.height}"
+        )
+    module = REPRESENTATIONS[settings.representation](settings, height, width)
+    shape, dtype = module.get_shape(), torch.empty(0, dtype=module.get_torch_dtype()).numpy().dtype
+    frame_bytes = int(np.prod(shape)) * dtype.itemsize
+    if frame_bytes > _LARGEST_FRAME:
+        raise RecordingError(
+            f"{result.source}: expected frames of less than 2 GiB, got {frame_bytes:,} bytes for {list(shape)}: "
+            "damaged coordinates, or too many bins"
+        )
+    most = max(1, _FRAME_BYTES // frame_bytes)
+    labels = _labels(label_file, recording, settings)
+    given, ends = None if labels is None else labels.ends, []
+    with RepresentationWriter(target, shape, dtype, record) as writer:
+        packets = _watched(recording, advance)
+        for batch, times in batches(packets, settings.window_us, settings.stride_us, most, given):
+            writer.append(module(_downsampled(batch, settings.downsample, height, width)).numpy())
+            ends.append(times)
+        beside = {folder / LABEL_INDEX: None} if labels is None else labels.files(sequence, folder)
+        writer.commit({folder / "timestamps_us.npy": np.concatenate(ends), **beside})
+    result.events, result.windows = recording.events, sum(map(len, ends))
+    result.notes += recording.notes
+
+
+def _labels(path: Path | None, recording: Recording, settings: Settings) -> Labels | None:
+    if path is None:
+        return None
+    sizes = (recording.width, recording.height, recording.start)
+    labels = read_labels(path, *sizes, settings.window_us, settings.stride_us)
+    if labels is None:
+        recording.notes.append(f"{path}: no box after the recording's first window; windows are cut without labels")
+    return labels
+
+
+def _watched(recording: Recording, advance):
+    """The packets; `advance` hears of each after it was used."""
+    done = 0
+    for packet in recording:
+        if max(abs(int(packet.t[0])), abs(int(packet.t[-1]))) > _LATEST:
+            raise RecordingError(f"{recording.path}: expected times within 2**62 microseconds, got {packet.t[-1]}")
+        yield packet
+        done += len(packet)
+        if advance is not None:
+            advance(done, recording.events)
+
+
+def _downsampled(batch: EventBatch, factor: int, height: int, width: int) -> EventBatch:
+    """Events of the pixels that nearest-exact interpolation of the frame keeps; others leave the sensor.
+
+    Counting only what is kept gives the frame that downsampling the whole one gives, as times of all events still
+    divide the window, and writes 1 / factor**2 of the memory.
+    """
+    if factor == 1:
+        return batch
+    x, y = (_kept(column, factor, size) for column, size in ((batch.x, width), (batch.y, height)))
+    return replace(batch, x=x, y=y, width=width, height=height)
+
+
+def _kept(column: torch.Tensor, factor: int, size: int) -> torch.Tensor:
+    small = column.div(factor, rounding_mode="floor")
+    return torch.where((column % factor == factor // 2) & (small < size), small, -1)
