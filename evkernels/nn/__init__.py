@@ -5,15 +5,20 @@ from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
+from evkernels.nn.recurrent import detach
+from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 
 __all__ = [
     "ChannelAttention",
+    "ConvGRU",
     "ConvGRUCell",
+    "ConvLSTM",
     "ConvLSTMCell",
     "EventNormalization",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "detach",
     "event_normalization",
 ]
