@@ -185,11 +185,12 @@ class TestRealCheckpoints:
             exact = flat(eager_sequence(cell, features))
             torch.testing.assert_close(flat(cell.forward_sequence(features)), exact, rtol=1e-10, atol=1e-10)
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                # From the same rounded numbers: the weights are of the checkpoint, the features of one dtype.
-                narrow, frames = copy.deepcopy(cell).to(dtype), features.to(dtype)
+                # 16-bit convolutions take minutes where the processor has none of its own: a small part will do.
+                part = features if dtype == torch.float32 else features[:3, ..., 24:36, 24:36]
+                narrow, frames = copy.deepcopy(cell).to(dtype), part.to(dtype)
                 exact = flat(eager_sequence(copy.deepcopy(narrow).double(), frames.double()))
                 actual = flat(narrow.forward_sequence(frames))
-                assert all(part.isfinite().all() for part in actual)
+                assert all(value.isfinite().all() for value in actual)
                 assert_matches(actual, exact, flat(eager_sequence(narrow, frames)))
 
     def test_firenet_conv_gru(self, recordings):

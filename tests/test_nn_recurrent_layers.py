@@ -306,8 +306,7 @@ def ddp_worker(rank: int, port: int, layer, x, folder: str) -> None:
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    layer, x = nn.ModuleList([ConvLSTM(3, 4), ConvGRU(4, 4)]), tensor(3, 2, 3, 5, 7)
-    layer = Both(*layer)
+    layer, x = Both(ConvLSTM(3, 4), ConvGRU(4, 4)), tensor(3, 2, 3, 5, 7)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
