@@ -1,12 +1,15 @@
 """Drop-in modules: parameters, convolutions and op calls; state-dict keys are those of the published layers."""
 
+from evkernels.nn import compat
 from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
+from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.recurrent import detach
 from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
+from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 
 __all__ = [
@@ -15,10 +18,14 @@ __all__ = [
     "ConvGRUCell",
     "ConvLSTM",
     "ConvLSTMCell",
+    "DWSConvLSTM2d",
     "EventNormalization",
+    "LightweightEnhancedConvLSTM",
+    "PlainLSTM2d",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "compat",
     "detach",
     "event_normalization",
 ]
