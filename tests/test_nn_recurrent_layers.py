@@ -204,6 +204,11 @@ class TestGradients:
 
         assert torch.autograd.gradcheck(function, (x, *leaves), fast_mode=True)
 
+    def test_gradgradcheck(self, make):
+        layer = make().double()
+        x = tensor(2, 1, 3, 2, 3, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradgradcheck(lambda value: layer(value)[0], x, fast_mode=True)
+
     def test_activation_checkpointing(self, make):
         layer = make(**DEEP).train()
         x = tensor(3, 2, 3, 5, 7).requires_grad_()
@@ -254,6 +259,17 @@ class TestModules:
             torch.testing.assert_close(*gradients)
             frames.append(counter.frame_count)
         assert frames[0] == frames[1]
+
+    def test_exports(self, make):
+        layer = make(num_layers=2)
+        arguments = (
+            tensor(2, 5, 3, 7, 8),
+            None,
+            torch.tensor([[False] * 5, [True] * 5]),
+            torch.tensor([1, 2, 1, 2, 0]),
+        )
+        program = torch.export.export(layer, arguments)
+        torch.testing.assert_close(program.module()(*arguments), layer(*arguments))
 
     @pytest.mark.parametrize(
         ("call", "error", "message"),

@@ -50,11 +50,12 @@ def lstm_update(
 
     Returns:
         h, c_next: h in the dtype of `gates`, c_next in that of `c`, computed in float32 (float64 for float64). Under
-        autocast c_next is float32, as from the op.
+        autocast h has its dtype and c_next is float32, as from the op.
     """
+    device = gates.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (gates.dtype, c.dtype):
+        gates, c = gates.to(torch.get_autocast_dtype(device)), c.float()
     wide = torch.promote_types(gates.dtype, torch.float32)
-    if torch.is_autocast_enabled(gates.device.type):
-        c = c.to(torch.promote_types(c.dtype, torch.float32))
     gate, squash = GATE_ACTIVATIONS[gate_activation], ACTIVATIONS[activation]
     blocks = dict(zip(order, gates.to(wide).chunk(4, dim=1), strict=True))
     i, f, g, o = (blocks[name] for name in "ifgo")
