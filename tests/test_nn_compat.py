@@ -1,4 +1,4 @@
-"""VisionCore's and RAFT's ConvGRUs: published values, re-implementations from the formulas, state dicts, errors."""
+"""Layers under nn.compat: published values, re-implementations from the formulas, state dicts, errors."""
 
 import copy
 import pickle
@@ -9,8 +9,8 @@ from test_nn_recurrent import assert_published, filled, wave
 from torch import nn
 from torch.nn.functional import conv2d, group_norm
 
-from evkernels.nn import ConvGRUCell
-from evkernels.nn.compat import raft, visioncore
+from evkernels.nn import ConvGRUCell, ConvLSTM
+from evkernels.nn.compat import eseg, raft, visioncore
 from evkernels.testing import assert_matches, tensor
 
 VISIONCORE = {
@@ -271,6 +271,46 @@ class TestRAFT:
         for layer_type in (raft.ConvGRU, raft.SepConvGRU):
             with pytest.raises(ValueError, match=r"kernel_size must be odd.*got 4"):
                 layer_type(4, 5, 4)
+
+
+class TestEseg:
+    def test_published_values(self):
+        layer = filled(eseg.ConvLSTM(3, [4, 2], 3, 2))
+        assert_published(layer(wave(0.23, 2, 3, 3, 4, 4)), (-0.140110, 0.192910, -0.069396), 4.381209, 1.447323)
+
+    def test_goes_on_where_the_last_call_ended(self):
+        layer = eseg.ConvLSTM(3, 4, 3, 2)
+        stateless = ConvLSTM(3, 4, 3, 2, batch_first=True, order="ifog")
+        stateless.load_state_dict(layer.state_dict())
+        x = tensor(2, 5, 3, 4, 6)
+        expected, (h, c) = stateless(x)
+        torch.testing.assert_close(torch.cat([layer(x[:, :2]), layer(x[:, 2:])], 1), expected)
+        torch.testing.assert_close((torch.stack(layer.h), torch.stack(layer.c)), (h, c))
+        layer.reset_hidden()
+        torch.testing.assert_close(layer(x), expected)
+
+    def test_detach_ends_the_graph(self):
+        layer = eseg.ConvLSTM(3, 4, 3, 1)
+        layer.detach_hidden()
+        x = tensor(2, 2, 3, 4, 6).requires_grad_()
+        layer(x[:, :1])
+        layer.detach_hidden()
+        (gradient,) = torch.autograd.grad(layer(x[:, 1:]).sum(), x)
+        assert gradient[:, 0].abs().max() == 0
+        assert gradient[:, 1].abs().max() > 0
+        layer.detach_hidden()
+        copy.deepcopy(layer)
+
+    def test_rejects(self):
+        with pytest.raises(ValueError, match="hidden_dims must hold num_layers = 3"):
+            eseg.ConvLSTM(3, [4, 2], 3, 3)
+        layer = eseg.ConvLSTM(3, 4, 3, 1)
+        layer(tensor(2, 1, 3, 4, 6))
+        for shape in ((1, 1, 3, 4, 6), (2, 1, 3, 5, 6)):
+            with pytest.raises(ValueError, match=r"h must be .*, got \(2, 4, 4, 6\)"):
+                layer(tensor(*shape))
+        with pytest.raises(ValueError, match=r"x must be \[T, N, C, H, W\]"):
+            eseg.ConvLSTM(3, 4, 3, 1)(tensor(2, 3, 4, 6))
 
 
 def test_deepcopy_and_pickle(layer, pair):

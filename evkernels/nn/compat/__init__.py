@@ -4,6 +4,6 @@ They are here and not in `evkernels.nn` because their names mean something else 
 drop-in replacement must share with the original.
 """
 
-from evkernels.nn.compat import etram, raft, visioncore
+from evkernels.nn.compat import eseg, etram, raft, visioncore
 
-__all__ = ["etram", "raft", "visioncore"]
+__all__ = ["eseg", "etram", "raft", "visioncore"]
