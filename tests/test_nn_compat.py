@@ -309,7 +309,7 @@ class TestEseg:
         for shape in ((1, 1, 3, 4, 6), (2, 1, 3, 5, 6)):
             with pytest.raises(ValueError, match=r"h must be .*, got \(2, 4, 4, 6\)"):
                 layer(tensor(*shape))
-        with pytest.raises(ValueError, match=r"x must be \[T, N, C, H, W\]"):
+        with pytest.raises(ValueError, match=r"x must be \[B, T, C, H, W\]"):
             eseg.ConvLSTM(3, 4, 3, 1)(tensor(2, 3, 4, 6))
 
 

@@ -137,28 +137,28 @@ class ConvGRUCell(RecurrentCell):
         self._check_input(x)
         h = self.initial_state(x) if h is None else h
         self._check_state("h", h, x)
-        (frame,), step = self._sequence(x[None])
-        return step(frame, h)[0]
+        return self._single(x, h)
 
     def initial_state(self, x: Tensor) -> Tensor:
         """Zero h for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x)
 
-    def _sequence(self, x):
-        mask = self._recurrent_mask(x)
+    @property
+    def _convolves_input(self):
+        return self.form == "fast" or super()._convolves_input
+
+    def _step(self, mask):
         if self.form == "fast":
-            frames, advance = self.conv_x(x.flatten(0, 1)).unflatten(0, x.shape[:2]), self._fast_step
-        elif self.stride == self.dilation == 1:
-            frames, advance = x, self._classic_step
+            advance = self._fast_step
         else:
-            frames, advance = self._convolved_frames(x), self._strided_step
+            advance = self._strided_step if self._convolves_input else self._classic_step
 
         def step(frame, h):
             h_next = advance(frame, h, h if mask is None else h * mask)
             h_next = cell_options.zoneout(h_next, h, self.zoneout, self.training)
             return h_next, h_next
 
-        return frames, step
+        return step
 
     def _fast_step(self, x_gates, h, seen):
         return ops.gru_gates(x_gates, self.layer_norm(self.conv_h(seen.to(x_gates.dtype))), h)
@@ -182,13 +182,15 @@ class ConvGRUCell(RecurrentCell):
         weight = torch.cat([gate.weight[:, self.in_channels :] for gate in gates])
         return cell_options.convolve(h, weight, None, 1, 1, self.out_gate.padding_mode)
 
-    def _convolved_frames(self, x):
-        """What x [T, N, C, H, W] adds to z, r and n of each step, where its convolution has a stride or dilation."""
+    def _convolved(self, x):
+        """What x adds to z, r and n."""
+        if self.form == "fast":
+            return self.conv_x(x)
         gates = (self.update_gate, self.reset_gate, self.out_gate)
         weight = torch.cat([gate.weight[:, : self.in_channels] for gate in gates])
         bias = torch.cat([gate.bias for gate in gates])
         options = (self.stride, self.dilation, self.out_gate.padding_mode)
-        return cell_options.convolve(x.flatten(0, 1), weight, bias, *options).unflatten(0, x.shape[:2])
+        return cell_options.convolve(x, weight, bias, *options)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, form={self.form!r}"

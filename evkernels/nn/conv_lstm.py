@@ -132,17 +132,13 @@ class ConvLSTMCell(RecurrentCell):
         h, c = self.initial_state(x) if state is None else state
         self._check_state("h", h, x)
         self._check_state("c", c, x)
-        (frame,), step = self._sequence(x[None])
-        return step(frame, (h, c))[1]
+        return self._single(x, (h, c))
 
     def initial_state(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Zero h and c for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x), self._zeros(x)
 
-    def _sequence(self, x):
-        mask = self._recurrent_mask(x)
-        frames = x if self.stride == self.dilation == 1 else self._convolved_frames(x)
-
+    def _step(self, mask):
         def step(frame, state):
             h, c = state
             gates = self._gates(frame, h if mask is None else h * mask)
@@ -150,17 +146,17 @@ class ConvLSTMCell(RecurrentCell):
             h_next = cell_options.zoneout(h_next, h, self.zoneout, self.training)
             return h_next, (h_next, cell_options.zoneout(c_next, c, self.zoneout_c, self.training))
 
-        return frames, step
+        return step
 
-    def _convolved_frames(self, x):
-        """What x [T, N, C, H, W] adds to the gates of each step, where its convolution has a stride or dilation."""
+    def _convolved(self, x):
+        """What x adds to the gates."""
         conv = self.conv
         weight = conv.weight[:, : self.in_channels]
         options = (self.stride, self.dilation, conv.padding_mode)
-        return cell_options.convolve(x.flatten(0, 1), weight, conv.bias, *options).unflatten(0, x.shape[:2])
+        return cell_options.convolve(x, weight, conv.bias, *options)
 
     def _gates(self, frame, h):
-        if self.stride == self.dilation == 1:
+        if not self._convolves_input:
             return self.conv(torch.cat([frame, h], dim=1))
         weight = self.conv.weight[:, self.in_channels :]
         return frame + cell_options.convolve(h, weight, None, 1, 1, self.conv.padding_mode)

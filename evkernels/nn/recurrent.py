@@ -1,10 +1,10 @@
 """What the recurrent cells share: checks, the zero state, and sequences as a loop over steps.
 
-A cell gives `initial_state(x)` and `_sequence(x)`, the frames of a sequence and the function for one step: what does
-not depend on the state is computed there, once for all frames.
+A cell gives `initial_state(x)` and `_step(mask)`, the function for one step; if it `_convolves_input`, `_convolved(x)`
+is what of the step does not depend on the state, computed once for all frames.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,25 @@ class RecurrentCell(nn.Module):
         """The zero state for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         raise NotImplementedError
 
-    def _sequence(self, x: Tensor) -> tuple[Iterable[Tensor], Callable[[Tensor, State], tuple[Tensor, State]]]:
+    def _sequence(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, State], tuple[Tensor, State]]]:
+        """What enters the steps of a sequence x [T, N, C, H, W], and the function (frame, state) -> (h, state)."""
+        frames = self._convolved(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self._convolves_input else x
+        return frames, self._step(self._recurrent_mask(x))
+
+    def _single(self, x: Tensor, state: State) -> State:
+        """The state after one step, for x [N, C, H, W]."""
+        frame = self._convolved(x) if self._convolves_input else x
+        return self._step(self._recurrent_mask(x))(frame, state)[1]
+
+    @property
+    def _convolves_input(self) -> bool:
+        return self.stride != 1 or self.dilation != 1
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _step(self, mask: Tensor | None) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """The step in which the h that is convolved is first multiplied by `mask`."""
         raise NotImplementedError
 
     def _state_shape(self, x: Tensor) -> tuple[int, ...]:
@@ -109,10 +127,10 @@ class RecurrentCell(nn.Module):
         return x.new_zeros(self._state_shape(x)).contiguous(memory_format=registration.common_layout(x))
 
     def _recurrent_mask(self, x: Tensor) -> Tensor | None:
-        """One mask for h in all steps of a sequence of inputs `x` [T, N, C, H, W], or None where nothing is dropped."""
+        """One mask for h in all steps of inputs `x` [..., N, C, H, W], or None where nothing is dropped."""
         if not (self.training and self.recurrent_dropout):
             return None
-        return functional.dropout(x.new_ones(self._state_shape(x)[1:]), self.recurrent_dropout)
+        return functional.dropout(x.new_ones(self._state_shape(x)[-4:]), self.recurrent_dropout)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

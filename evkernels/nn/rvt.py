@@ -38,22 +38,18 @@ class _RVTCell(RecurrentCell):
         h, c = self.initial_state(x) if h_and_c_previous is None else h_and_c_previous
         self._check_state("h", h, x)
         self._check_state("c", c, x)
-        (frame,), step = self._sequence(x[None])
-        return step(frame, (h, c))[1]
+        return self._single(x, (h, c))
 
     def initial_state(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Zero h and c for inputs like `x` [N, dim, H, W], in their dtype and layout."""
         return self._zeros(x), self._zeros(x)
 
-    def _sequence(self, x):
+    def _step(self, mask):
         def step(frame, state):
             h, c = self._update(self._gates(frame, state[0]), state[1])
             return h, (h, c)
 
-        return self._frames(x), step
-
-    def _frames(self, x: Tensor) -> Tensor:
-        return x
+        return step
 
 
 class DWSConvLSTM2d(_RVTCell):
@@ -167,8 +163,10 @@ class PlainLSTM2d(_RVTCell):
         """Number of elements of all parameters, 8*dim*dim + 4*dim."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _frames(self, x):
-        return self.input_transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    _convolves_input = True
+
+    def _convolved(self, x):
+        return self.input_transform(x)
 
     def _gates(self, frame, h):
         return frame + self.hidden_transform(h)

@@ -62,7 +62,9 @@ class ConvLSTM(nn.Module):
         Raises:
             ValueError: if `x` is not of that shape, or not of the size for which there is a state.
         """
-        output = x.transpose(0, 1) if x.dim() == 5 else x
+        if x.dim() != 5:
+            raise ValueError(f"x must be [B, T, C, H, W], got {tuple(x.shape)}")
+        output = x.transpose(0, 1)
         for layer, cell in enumerate(self.cells):
             state = None
             if self.h[layer] is not None:
