@@ -1,29 +1,41 @@
 """Drop-in modules: parameters, convolutions and op calls; state-dict keys are those of the published layers."""
 
+from evkernels.nn import compat
 from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.convert import Conversion, convert
 from evkernels.nn.depthwise import CausalDepthwiseConv3d, DepthwiseConv2d
+from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.pooling import AABlur_SE_SoftPool
+from evkernels.nn.recurrent import detach
+from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.rms_norm import RMSNorm
+from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 
 __all__ = [
     "AABlur_SE_SoftPool",
     "CausalDepthwiseConv3d",
     "ChannelAttention",
+    "ConvGRU",
     "ConvGRUCell",
+    "ConvLSTM",
     "ConvLSTMCell",
     "Conversion",
+    "DWSConvLSTM2d",
     "DepthwiseConv2d",
     "EventNormalization",
+    "LightweightEnhancedConvLSTM",
+    "PlainLSTM2d",
     "RMSNorm",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "compat",
     "convert",
+    "detach",
     "event_normalization",
 ]

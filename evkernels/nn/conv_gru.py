@@ -6,14 +6,15 @@ at 60x80, inference took 0.83 to 0.95 of the time of two, training 0.90 to 1.0 (
 the copy of the weights costs up to a quarter of the step and they run one by one.
 
 Fast (VisionCore): r multiplies h after the convolution, so the input's convolution does not wait for the state and runs
-over all frames of a sequence at once; a step has one convolution of h.
+over all frames of a sequence at once; a step has one convolution of h. With a stride or dilation the classic form
+convolves the inputs in the same way, by the columns of its weights that belong to x.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import cell_options
 from evkernels.nn.recurrent import RecurrentCell
 from evkernels.ops import registration
 
@@ -44,16 +45,26 @@ class ConvGRUCell(RecurrentCell):
         layer_norm: Fast form: GroupNorm of min(32, hidden_channels) groups on the state's convolution.
         depthwise: Fast form: each convolution of at least 3 channels is a depthwise one followed by a 1x1.
         groups: Fast form, not depthwise: groups of the convolutions, at most their input channels.
+        padding_mode: As in torch.nn.Conv2d.
+        stride: Of the convolution of x: h is [N, hidden_channels, ceil(H / stride), ceil(W / stride)].
+        dilation: Of the convolution of x; that of h has none.
+        norm_groups: Classic form: if given, a GroupNorm of that many groups in the pre-activations of each gate and of
+            the candidate; 1 is the layer norm of each over channels and pixels.
+        zoneout: Probability with which an element of h keeps its previous value in training; its mean otherwise.
+        recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
+            steps of a sequence, and one per call of `forward`. The blend with n sees h whole.
 
     Raises:
-        ValueError: if `kernel_size` is even, `form` is unknown, an argument of the fast form comes with the classic
-            one, 3*hidden_channels is not divisible by the norm's groups or the channels are not by `groups`.
+        ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,
+            3*hidden_channels is not divisible by the norm's groups or the channels are not by `groups`, or an option
+            is not among those above.
 
     State dict: `update_gate`, `reset_gate`, `out_gate` (each `.weight` [hidden, in + hidden, k, k], x first, `.bias`),
-    or `conv_x.{weight,bias}`, `conv_h.weight` with rows z, r, n, `layer_norm.{weight,bias}`; depthwise `conv_x.0`,
-    `conv_x.1` and so on. Initialised as the originals: orthogonal weights and zero bias (classic), conv_x as
-    torch.nn.Conv2d and conv_h orthogonal (fast). h is float32 under autocast. Source: Ballas et al. 2016
-    (arXiv:1511.06432).
+    with `norm_groups` also `norm_zr` and `norm_n`; or `conv_x.{weight,bias}`, `conv_h.weight` with rows z, r, n,
+    `layer_norm.{weight,bias}`, depthwise `conv_x.0`, `conv_x.1` and so on. Initialised as the originals: orthogonal
+    weights and zero bias (classic), conv_x as torch.nn.Conv2d and conv_h orthogonal (fast). h is float32 under
+    autocast. Source: Ballas et al. 2016 (arXiv:1511.06432); zoneout Krueger et al. 2017 (arXiv:1606.01305), recurrent
+    dropout Gal and Ghahramani 2016 (arXiv:1512.05287).
     """
 
     def __init__(
@@ -68,26 +79,47 @@ class ConvGRUCell(RecurrentCell):
         groups: int = 1,
         device=None,
         dtype=None,
+        padding_mode: str = "zeros",
+        stride: int = 1,
+        dilation: int = 1,
+        norm_groups: int | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_channels, hidden_channels, kernel_size)
+        super().__init__(
+            in_channels,
+            hidden_channels,
+            kernel_size,
+            stride=stride,
+            dilation=dilation,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+        )
         if form not in ("classic", "fast"):
             raise ValueError(f"form must be 'classic' or 'fast', got {form!r}")
         if form == "classic" and (not layer_norm or depthwise or groups != 1):
             raise ValueError("layer_norm, depthwise and groups belong to form='fast'")
+        if form == "fast" and norm_groups is not None:
+            raise ValueError("norm_groups belongs to form='classic'; form='fast' has layer_norm")
         self.form = form
         where = {"device": device, "dtype": dtype}
+        padding = {"padding": kernel_size // 2, "padding_mode": padding_mode}
         if form == "classic":
             # In this order, because an optimiser's saved state goes by the order of the parameters.
             for name in ("reset_gate", "update_gate", "out_gate"):
                 channels = in_channels + hidden_channels
-                gate = nn.Conv2d(channels, hidden_channels, kernel_size, padding=kernel_size // 2, **where)
+                gate = nn.Conv2d(channels, hidden_channels, kernel_size, **padding, **where)
                 nn.init.orthogonal_(gate.weight)
                 nn.init.zeros_(gate.bias)
                 self.add_module(name, gate)
+            for name, blocks in (("norm_zr", 2), ("norm_n", 1)):
+                self.add_module(name, cell_options.gate_norm(blocks, norm_groups, hidden_channels, **where))
         else:
             rows = 3 * hidden_channels
-            self.conv_x = _convolution(in_channels, rows, kernel_size, depthwise, groups, True, where)
-            self.conv_h = _convolution(hidden_channels, rows, kernel_size, depthwise, groups, False, where)
+            window = {"stride": stride, "dilation": dilation, "padding_mode": padding_mode}
+            self.conv_x = _convolution(in_channels, rows, kernel_size, depthwise, groups, True, window, where)
+            window = {"padding_mode": padding_mode}
+            self.conv_h = _convolution(hidden_channels, rows, kernel_size, depthwise, groups, False, window, where)
             self.layer_norm = nn.GroupNorm(min(32, hidden_channels), rows, **where) if layer_norm else nn.Identity()
             for weight in self.conv_h.parameters():
                 nn.init.orthogonal_(weight)
@@ -109,35 +141,66 @@ class ConvGRUCell(RecurrentCell):
         self._check_input(x)
         h = self.initial_state(x) if h is None else h
         self._check_state("h", h, x)
-        (frame,), step = self._sequence(x[None])
-        return step(frame, h)[0]
+        return self._single(x, h)
 
     def initial_state(self, x: Tensor) -> Tensor:
         """Zero h for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x)
 
-    def _sequence(self, x):
+    @property
+    def _convolves_input(self):
+        return self.form == "fast" or super()._convolves_input
+
+    def _step(self, mask):
         if self.form == "fast":
-            return self.conv_x(x.flatten(0, 1)).unflatten(0, x.shape[:2]), self._fast_step
-        return x, self._classic_step
+            advance = self._fast_step
+        else:
+            advance = self._strided_step if self._convolves_input else self._classic_step
 
-    def _fast_step(self, x_gates, h):
-        h_gates = self.layer_norm(self.conv_h(h.to(x_gates.dtype)))
-        h = ops.gru_gates(x_gates, h_gates, h)
-        return h, h
+        def step(frame, h):
+            h_next = advance(frame, h, h if mask is None else h * mask)
+            h_next = cell_options.zoneout(h_next, h, self.zoneout, self.training)
+            return h_next, h_next
 
-    def _classic_step(self, x, h):
-        xh = torch.cat([x, h.to(x.dtype)], dim=1)
-        z, rh = ops.gru_reset(self._convolved_zr(xh), h)
-        h = ops.gru_update(z, self.out_gate(_with_state(xh, x, rh)), h)
-        return h, h
+        return step
+
+    def _fast_step(self, x_gates, h, seen):
+        return ops.gru_gates(x_gates, self.layer_norm(self.conv_h(seen.to(x_gates.dtype))), h)
+
+    def _classic_step(self, x, h, seen):
+        xh = torch.cat([x, seen.to(x.dtype)], dim=1)
+        return self._updated(self._convolved_zr(xh), lambda rh: self.out_gate(_with_state(xh, x, rh)), h, seen)
+
+    def _strided_step(self, x_gates, h, seen):
+        x_zr, x_n = x_gates.tensor_split([2 * self.hidden_channels], dim=1)
+        zr = x_zr + self._convolved_state((self.update_gate, self.reset_gate), seen.to(x_gates.dtype))
+        return self._updated(zr, lambda rh: x_n + self._convolved_state((self.out_gate,), rh), h, seen)
+
+    def _updated(self, zr, candidate, h, seen):
+        z, rh = ops.gru_reset(zr if self.norm_zr is None else self.norm_zr(zr), seen)
+        n = candidate(rh)
+        return ops.gru_update(z, n if self.norm_n is None else self.norm_n(n), h)
+
+    def _convolved_state(self, gates, h):
+        weight = torch.cat([gate.weight[:, self.in_channels :] for gate in gates])
+        return cell_options.convolve(h, weight, None, 1, 1, self.out_gate.padding_mode)
+
+    def _convolved(self, x):
+        """What x adds to z, r and n."""
+        if self.form == "fast":
+            return self.conv_x(x)
+        gates = (self.update_gate, self.reset_gate, self.out_gate)
+        weight = torch.cat([gate.weight[:, : self.in_channels] for gate in gates])
+        bias = torch.cat([gate.bias for gate in gates])
+        options = (self.stride, self.dilation, self.out_gate.padding_mode)
+        return cell_options.convolve(x, weight, bias, *options)
 
     def _convolved_zr(self, xh):
         gates = (self.update_gate, self.reset_gate)
         if self.hidden_channels > _MOST_JOINED_CHANNELS:
             return torch.cat([gate(xh) for gate in gates], dim=1)
         weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
-        return F.conv2d(xh, weight, bias, padding=self.kernel_size // 2)
+        return cell_options.convolve(xh, weight, bias, 1, 1, self.out_gate.padding_mode)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, form={self.form!r}"
@@ -151,11 +214,11 @@ def _with_state(xh, x, rh) -> Tensor:
     return xh
 
 
-def _convolution(channels, rows, kernel_size, depthwise, groups, bias, where) -> nn.Module:
+def _convolution(channels, rows, kernel_size, depthwise, groups, bias, window, where) -> nn.Module:
     """VisionCore's rule: depthwise wins over groups, and both give way where there are too few channels."""
-    padding = kernel_size // 2
+    window = {"padding": window.get("dilation", 1) * (kernel_size // 2), **window}
     if depthwise and channels >= 3:
-        spatial = nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels, bias=False, **where)
+        spatial = nn.Conv2d(channels, channels, kernel_size, groups=channels, bias=False, **window, **where)
         return nn.Sequential(spatial, nn.Conv2d(channels, rows, 1, bias=bias, **where))
     groups = min(groups, channels)
-    return nn.Conv2d(channels, rows, kernel_size, padding=padding, groups=groups, bias=bias, **where)
+    return nn.Conv2d(channels, rows, kernel_size, groups=groups, bias=bias, **window, **where)

@@ -2,6 +2,9 @@
 
 Published cells differ in the order of their gates only. The cell takes any order as it is (`order`), so that
 checkpoints whose keys are `conv.*` load unchanged; the converters permute the rows once, to torch.nn.LSTM's i, f, g, o.
+
+With a stride or dilation the columns of the one weight that belong to x are convolved on their own, over all frames of
+a sequence at once: the state dict stays the same.
 """
 
 from collections.abc import Mapping
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import cell_options
 from evkernels.nn.recurrent import RecurrentCell
 from evkernels.ops import checks
 
@@ -31,13 +35,29 @@ class ConvLSTMCell(RecurrentCell):
         order: Order of the gates' blocks in the rows of `conv`: a permutation of "ifgo". "ifog" loads the weights of
             eseg and EfficientConvLSTM as they are.
         padding_mode: As in torch.nn.Conv2d.
+        stride: Of the convolution of x: h and c are [N, hidden_channels, ceil(H / stride), ceil(W / stride)].
+        dilation: Of the convolution of x; that of h has none.
+        norm_groups: If given, a GroupNorm of that many groups in each gate's pre-activations; 1 is the layer norm of
+            each gate over channels and pixels.
+        peephole: Whether i and f see c, and o sees c_next, through one learned weight per channel.
+        gate_activation: "sigmoid" or "hardsigmoid", of i, f and o.
+        activation: "tanh" or "hardtanh", of g and c_next.
+        zoneout: Probability with which an element of h keeps its previous value in training; its mean otherwise.
+        zoneout_c: The same of c. h is formed from c before zoneout.
+        recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
+            steps of a sequence, and one per call of `forward`.
+        cell_dropout: Probability to drop an element of the activated g in training, anew at every step.
 
     Raises:
-        ValueError: if `kernel_size` is even or `order` is no permutation of "ifgo".
+        ValueError: if `kernel_size` is even, `order` is no permutation of "ifgo", or an option is not among those
+            above.
 
-    State dict: `conv.weight` [4*hidden_channels, in_channels + hidden_channels, k, k], x first, and `conv.bias`.
-    Initialised as torch.nn.Conv2d, without a forget bias. c is float32 under autocast, h has the dtype of the
-    convolution. Source: Shi et al. 2015 (arXiv:1506.04214), without peepholes.
+    State dict: `conv.weight` [4*hidden_channels, in_channels + hidden_channels, k, k], x first, and `conv.bias`; with
+    the options `norm.{weight,bias}` [4*hidden_channels] and `peephole` [3, hidden_channels, 1, 1], rows i, f, o.
+    Initialised as torch.nn.Conv2d, without a forget bias; peepholes are zero. c is float32 under autocast, h has the
+    dtype of the convolution. Peepholes, hard activations and, in training, cell dropout take the gate update out of
+    the fused op. Source: Shi et al. 2015 (arXiv:1506.04214); zoneout Krueger et al. 2017 (arXiv:1606.01305), recurrent
+    dropout Gal and Ghahramani 2016 (arXiv:1512.05287), cell dropout Semeniuta et al. 2016 (arXiv:1603.05118).
     """
 
     def __init__(
@@ -50,10 +70,38 @@ class ConvLSTMCell(RecurrentCell):
         padding_mode: str = "zeros",
         device=None,
         dtype=None,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm_groups: int | None = None,
+        peephole: bool = False,
+        gate_activation: str = "sigmoid",
+        activation: str = "tanh",
+        zoneout: float = 0.0,
+        zoneout_c: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        cell_dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_channels, hidden_channels, kernel_size)
+        super().__init__(
+            in_channels,
+            hidden_channels,
+            kernel_size,
+            stride=stride,
+            dilation=dilation,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+        )
         checks.check_permutation("order", order, "ifgo")
+        cell_options.check_choice("gate_activation", gate_activation, cell_options.GATE_ACTIVATIONS)
+        cell_options.check_choice("activation", activation, cell_options.ACTIVATIONS)
+        cell_options.check_probability("zoneout_c", zoneout_c)
+        cell_options.check_probability("cell_dropout", cell_dropout, below_one=True)
         self.order = order
+        self.gate_activation = gate_activation
+        self.activation = activation
+        self.zoneout_c = zoneout_c
+        self.cell_dropout = cell_dropout
+        where = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(
             in_channels + hidden_channels,
             4 * hidden_channels,
@@ -61,9 +109,10 @@ class ConvLSTMCell(RecurrentCell):
             padding=kernel_size // 2,
             bias=bias,
             padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
+            **where,
         )
+        self.norm = cell_options.gate_norm(4, norm_groups, hidden_channels, **where)
+        self.peephole = nn.Parameter(torch.zeros(3, hidden_channels, 1, 1, **where)) if peephole else None
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step, with the convention of torch.nn.LSTMCell.
@@ -83,26 +132,70 @@ class ConvLSTMCell(RecurrentCell):
         h, c = self.initial_state(x) if state is None else state
         self._check_state("h", h, x)
         self._check_state("c", c, x)
-        return ops.lstm_gates(self.conv(torch.cat([x, h], dim=1)), c, self.order)
+        return self._single(x, (h, c))
 
     def initial_state(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Zero h and c for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x), self._zeros(x)
 
-    def _sequence(self, x):
+    def _step(self, mask):
         def step(frame, state):
-            h, c = self(frame, state)
-            return h, (h, c)
+            h, c = state
+            gates = self._gates(frame, h if mask is None else h * mask)
+            h_next, c_next = self._update(gates if self.norm is None else self.norm(gates), c)
+            h_next = cell_options.zoneout(h_next, h, self.zoneout, self.training)
+            return h_next, (h_next, cell_options.zoneout(c_next, c, self.zoneout_c, self.training))
 
-        return x, step
+        return step
+
+    def _convolved(self, x):
+        """What x adds to the gates."""
+        conv = self.conv
+        weight = conv.weight[:, : self.in_channels]
+        options = (self.stride, self.dilation, conv.padding_mode)
+        return cell_options.convolve(x, weight, conv.bias, *options)
+
+    def _gates(self, frame, h):
+        if not self._convolves_input:
+            return self.conv(torch.cat([frame, h], dim=1))
+        weight = self.conv.weight[:, self.in_channels :]
+        return frame + cell_options.convolve(h, weight, None, 1, 1, self.conv.padding_mode)
+
+    def _update(self, gates, c):
+        dropout = self.cell_dropout if self.training else 0.0
+        if self.peephole is None and not dropout and (self.gate_activation, self.activation) == ("sigmoid", "tanh"):
+            return ops.lstm_gates(gates, c, self.order)
+        return cell_options.lstm_update(
+            gates,
+            c,
+            self.order,
+            peephole=self.peephole,
+            gate_activation=self.gate_activation,
+            activation=self.activation,
+            candidate_dropout=dropout,
+        )
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, order={self.order!r}"
 
     @classmethod
-    def from_e2vid(cls, state_dict: Mapping[str, Tensor], prefix: str = "") -> "ConvLSTMCell":
-        """A cell with the weights of E2VID's ConvLSTM: `<prefix>Gates.weight` and `.bias`, blocks i, f, o, g."""
-        return cls._from_rows(state_dict[f"{prefix}Gates.weight"], state_dict.get(f"{prefix}Gates.bias"), "ifog")
+    def from_e2vid(
+        cls, state_dict: Mapping[str, Tensor], prefix: str = "", padding_mode: str = "zeros"
+    ) -> "ConvLSTMCell":
+        """A cell with the weights of E2VID's ConvLSTM: `<prefix>Gates.weight` and `.bias`, blocks i, f, o, g.
+
+        CISTA-TC has the same keys and padding_mode="reflect".
+        """
+        rows = state_dict[f"{prefix}Gates.weight"], state_dict.get(f"{prefix}Gates.bias")
+        return cls._from_rows(*rows, "ifog", padding_mode=padding_mode)
+
+    @classmethod
+    def from_eseg(cls, state_dict: Mapping[str, Tensor], prefix: str = "") -> "ConvLSTMCell":
+        """A cell with the weights of eseg's ConvLSTMCell: `<prefix>conv.weight` and `.bias`, blocks i, f, o, g.
+
+        A cell of order="ifog" takes the same weights by `load_state_dict`, rows as they are.
+        """
+        return cls._from_rows(state_dict[f"{prefix}conv.weight"], state_dict.get(f"{prefix}conv.bias"), "ifog")
 
     @classmethod
     def from_rvt(cls, state_dict: Mapping[str, Tensor], prefix: str = "") -> "ConvLSTMCell":
@@ -132,7 +225,7 @@ class ConvLSTMCell(RecurrentCell):
         return cls._from_rows(weight[:, :, None, None], bias, "ifgo")
 
     @classmethod
-    def _from_rows(cls, weight: Tensor, bias: Tensor | None, order: str) -> "ConvLSTMCell":
+    def _from_rows(cls, weight: Tensor, bias: Tensor | None, order: str, **options) -> "ConvLSTMCell":
         hidden = weight.shape[0] // 4
         cell = cls(
             weight.shape[1] - hidden,
@@ -141,6 +234,7 @@ class ConvLSTMCell(RecurrentCell):
             bias=bias is not None,
             device=weight.device,
             dtype=weight.dtype,
+            **options,
         )
         with torch.no_grad():
             for parameter, rows in ((cell.conv.weight, weight), (cell.conv.bias, bias)):
