@@ -72,20 +72,12 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
                                            int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
   const EventColumns events = event_columns(x, y, t, p);
   const HistogramShape shape = histogram_shape(bins, height, width, cutoff);
-  std::vector<int64_t> window_offsets{0, x.numel()};
-  if (offsets.has_value()) {
-    offsets = in_layout(*offsets, MemoryFormat::Contiguous);
-    const int64_t* const first = data<int64_t>(*offsets);
-    window_offsets.assign(first, first + window_count(offsets) + 1);
-    STD_TORCH_CHECK(window_offsets.front() == 0 && window_offsets.back() == x.numel() &&
-                        std::is_sorted(window_offsets.begin(), window_offsets.end()),
-                    "offsets must start at 0, end at the number of events and never decrease");
-  }
+  const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
   Tensor histogram = torch::stable::empty(histogram_sizes(offsets, shape), ScalarType::Byte, std::nullopt, x.device());
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
   const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
-    return fill(data<T>(t), events, shape, window_offsets, mutable_data<uint8_t>(histogram));
+    return fill(data<T>(t), events, shape, windows, mutable_data<uint8_t>(histogram));
   };
   *mutable_data<int64_t>(dropped) =
       events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
