@@ -56,10 +56,11 @@ inline int64_t window_count(const std::optional<Tensor>& offsets) {
 // Where each window begins and, as the last entry, where the last one ends: on the CPU, where the values can be looked
 // at.
 inline std::vector<int64_t> window_offsets(const std::optional<Tensor>& offsets, int64_t events) {
-  if (!offsets.has_value()) return {0, events};
+  std::vector<int64_t> values{0, events};
+  if (!offsets.has_value()) return values;
   const Tensor contiguous = in_layout(*offsets, MemoryFormat::Contiguous);
   const int64_t* const first = data<int64_t>(contiguous);
-  const std::vector<int64_t> values(first, first + window_count(offsets) + 1);
+  values.assign(first, first + window_count(offsets) + 1);
   STD_TORCH_CHECK(values.front() == 0 && values.back() == events && std::is_sorted(values.begin(), values.end()),
                   "offsets must start at 0, end at the number of events and never decrease");
   return values;

@@ -1,5 +1,7 @@
 """Checks shared by the ops that take events as columns x, y, t, p, cut into windows by offsets."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
@@ -11,11 +13,18 @@ INTEGERS = (
 )  # fmt: skip
 
 
-def check_events(x: Tensor, y: Tensor, t: Tensor, p: Tensor) -> None:
-    """Columns [E] of one length and device: x, y and p of any integer dtype, t int64 or int32."""
-    checks.check_tensor("x", x, INTEGERS)
-    checks.check_tensor("y", y, INTEGERS)
-    checks.check_tensor("t", t, (torch.int64, torch.int32))
+def check_events(
+    x: Tensor,
+    y: Tensor,
+    t: Tensor,
+    p: Tensor,
+    coordinates: Sequence[torch.dtype] = INTEGERS,
+    times: Sequence[torch.dtype] = (),
+) -> None:
+    """Columns [E] of one length and device: x and y of `coordinates`, t int64, int32 or of `times`, p an integer."""
+    checks.check_tensor("x", x, coordinates)
+    checks.check_tensor("y", y, coordinates)
+    checks.check_tensor("t", t, (torch.int64, torch.int32, *times))
     checks.check_tensor("p", p, (torch.bool, *INTEGERS))
     if x.dim() != 1:
         raise ValueError(f"x must be [E] with one dimension, got {tuple(x.shape)}")
@@ -46,6 +55,7 @@ def describe_out_of_range(dropped: int, x: Tensor, y: Tensor, p: Tensor, height:
     limits = {"x": (x, f"0 <= x < width = {width}"), "y": (y, f"0 <= y < height = {height}"), "p": (p, "p in -1, 0, 1")}
     parts = []
     for name, (column, expected) in limits.items():
-        low, high = (value.item() for value in column.to(torch.int64).aminmax())
+        column = column if column.is_floating_point() else column.to(torch.int64)
+        low, high = (value.item() for value in column.aminmax())
         parts.append(f"{expected}, got {name} from {low} to {high}")
     return f"{dropped} of {x.numel()} events are out of range: x, y, p must be within {'; '.join(parts)}"
