@@ -75,6 +75,23 @@ EVKERNELS_INLINE void read_coordinates_of_block(const VoxelColumns& columns, con
   }
 }
 
+// Loops without branches, so that they vectorise.
+template <class T, class R>
+static void place_block(const T* __restrict__ t, const VoxelShape& shape, int64_t count, T t0, double span,
+                        const int32_t* __restrict__ sign, Block<R>& block) {
+  const VoxelShape rule = shape;
+  const double scale = (double)rule.bins - rule.fewer, limit = (double)rule.bins + 1;
+  double position[kBlock];
+  for (int64_t k = 0; k < count; ++k) position[k] = position_in_time(elapsed(t[k], t0), scale, span, rule.shift, limit);
+  for (int64_t k = 0; k < count; ++k) block.bin[k] = lower_bin(position[k], rule);
+  for (int64_t k = 0; k < count; ++k) block.right[k] = (R)upper_share(position[k], block.bin[k], rule);
+  for (int64_t k = 0; k < count; ++k) {
+    const R value = (R)value_of_polarity(sign[k], rule);
+    block.left[k] = value * (1 - block.right[k]);
+    block.right[k] *= value;
+  }
+}
+
 // Fills the block from event `first`; returns how many of its events are out of range.
 template <class T, class R>
 static int64_t read_block(const T* __restrict__ t, const VoxelColumns& columns, const VoxelShape& shape, int64_t first,
@@ -94,15 +111,8 @@ static int64_t read_block(const T* __restrict__ t, const VoxelColumns& columns, 
     block.cell[k] = invalid ? INT64_MIN : cell;
     outside += invalid;
   }
+  place_block(t + first, shape, count, t0, span, sign, block);
   const R* __restrict__ const weight = (const R*)columns.weight;
-  const VoxelShape rule = shape;
-  for (int64_t k = 0; k < count; ++k) {
-    R past;
-    place_in_time(elapsed(t[first + k], t0), span, rule, block.bin[k], past);
-    const R value = (R)value_of_polarity(sign[k], rule);
-    block.left[k] = value * (1 - past);
-    block.right[k] = value * past;
-  }
   if (weight != nullptr) {
     for (int64_t k = 0; k < count; ++k) {
       block.left[k] *= weight[first + k];
@@ -183,10 +193,9 @@ static int64_t lower_bound(const T* t, int64_t begin, int64_t end, int64_t bin, 
                            const VoxelShape& shape) {
   while (begin < end) {
     const int64_t middle = begin + (end - begin) / 2;
-    int32_t found;
-    float past;
-    place_in_time(elapsed(t[middle], t0), span, shape, found, past);
-    if (found < bin) {
+    const double position = position_in_time(elapsed(t[middle], t0), (double)shape.bins - shape.fewer, span,
+                                             shape.shift, (double)shape.bins + 1);
+    if (lower_bin(position, shape) < bin) {
       begin = middle + 1;
     } else {
       end = middle;

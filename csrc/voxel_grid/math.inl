@@ -1,30 +1,39 @@
 // An event's place in time, in float64 and in one order of operations: every backend must round alike. Includes
 // nothing: it is compiled inside each instruction set's namespace and in CUDA.
 
-// The lower of the two bins and the share of the upper one. A bin outside [0, bins) takes nothing; NaN gives -2. The
-// position is a quotient, so that no compiler can fuse the subtraction that follows it with a product.
-template <class R>
-EVKERNELS_INLINE void place_in_time(double since, double span, const VoxelShape& shape, int32_t& bin, R& past) {
-  const double last = (double)(shape.bins - 1);
-  const double exact = since * ((double)shape.bins - shape.fewer) / span - shape.shift;
+// Counted in bins, within [-2, bins + 1]: bins outside [0, bins) take nothing. NaN gives -2. The result is a quotient
+// or a difference from one, so that no compiler can fuse the subtraction that follows it with a product.
+EVKERNELS_INLINE double position_in_time(double since, double scale, double span, double shift, double limit) {
+  const double exact = since * scale / span - shift;
   const double above = exact > -2.0 ? exact : -2.0;
-  const double position = above < last + 2.0 ? above : last + 2.0;
-  // The floor, which the baseline instruction set has no instruction for.
+  return above < limit ? above : limit;
+}
+
+// The baseline instruction set has no instruction for it.
+EVKERNELS_INLINE int32_t floor_of_position(double position) {
   const int32_t towards_zero = (int32_t)position;
-  int32_t below = towards_zero - ((double)towards_zero > position ? 1 : 0);
-  if (shape.is_hard) {
-    bin = below < (int32_t)last ? below : (int32_t)last;
-    past = 0;
-  } else if (shape.is_clamped) {
-    below = below > 0 ? below : 0;
-    below = below < (int32_t)last ? below : (int32_t)last;
-    const double distance = position - (double)below;
-    bin = below;
-    past = below == (int32_t)last ? (R)0 : (R)(distance < 0 ? -distance : distance);
-  } else {
-    bin = below;
-    past = (R)(position - (double)below);
-  }
+  return towards_zero - ((double)towards_zero > position ? 1 : 0);
+}
+
+EVKERNELS_INLINE int32_t clamp_bin(int32_t bin, int32_t low, int32_t high) {
+  const int32_t above = bin > low ? bin : low;
+  return above < high ? above : high;
+}
+
+// The lower of the two bins of a position; the only one if the bins are hard.
+EVKERNELS_INLINE int32_t lower_bin(double position, const VoxelShape& shape) {
+  const int32_t below = floor_of_position(position);
+  const int32_t last = (int32_t)shape.bins - 1;
+  if (shape.is_clamped) return clamp_bin(below, 0, last);
+  return shape.is_hard && below > last ? last : below;
+}
+
+// The share of the bin after `bin`.
+EVKERNELS_INLINE double upper_share(double position, int32_t bin, const VoxelShape& shape) {
+  if (shape.is_hard) return 0;
+  const double past = position - (double)bin;
+  if (!shape.is_clamped) return past;
+  return bin == (int32_t)shape.bins - 1 ? 0 : past < 0 ? -past : past;
 }
 
 // What an event of polarity -1, 0 or 1 adds in all.
