@@ -231,7 +231,7 @@ class TestVoxelGrid(DifferentiableOpContract):
 
     def test_hot_pixel(self, backend):
         """Every hundredth event elsewhere; counts in hard bins are exact."""
-        count = 3000 if backend.is_slow else 1_000_000
+        count = 4000 if backend.is_slow else 1_000_000
         x, t = (torch.arange(count) % 100 == 0).short(), torch.arange(count)
         columns = to_device((x, torch.zeros_like(x), t, torch.ones_like(x)), backend.device)
         grid = ops.voxel_grid(*columns, bins=4, height=1, width=2, convention="eseg")
@@ -286,6 +286,13 @@ class TestVoxelGrid(DifferentiableOpContract):
         order = (x.long() + 30 * y).argsort(stable=True)
         shuffled = fused(x[order], y[order], t[order], None, p[order], None, 5, 20, 30)
         assert torch.equal(fused(x, y, t, None, p, None, 5, 20, 30), shuffled)
+
+    @pytest.mark.parametrize("deterministic", [False, True])
+    def test_with_and_without_deterministic_algorithms(self, backend, deterministic):
+        torch.use_deterministic_algorithms(deterministic)
+        x, y, t, p = events(500)
+        for weight in (None, torch.rand(500)):
+            check(backend, x, y, t, weight, p, [0, 500], 5, 7, 9, "tonic")
 
     def test_times_as_floats_or_integers(self, backend):
         x, y, t, p = to_device(events(300), backend.device)
