@@ -59,8 +59,8 @@ def voxel_grid_kernel(
     window = window_of_event(t, offsets)
     windows = 1 if offsets is None else offsets.numel() - 1
     channels = 2 * bins if rule.split else bins
-    value, valid = _values(x, y, p, weight, height, width, rule)
-    position = _position(t, window, windows, bins, rule)[0]
+    value, valid = values_of_events(x, y, p, weight, height, width, rule)
+    position = position_in_time(t, window, windows, bins, rule)[0]
     cells = windows * channels * height * width
     # What falls outside is added to one cell too many.
     grid = value.new_zeros(cells + 1)
@@ -80,15 +80,20 @@ def voxel_grid_backward(
     rule = CONVENTIONS[convention]
     window = window_of_event(t, offsets)
     windows = 1 if offsets is None else offsets.numel() - 1
-    value, valid = _values(x, y, p, weight, height, width, rule)
-    position, since, span, scale, first, last = _position(t, window, windows, bins, rule)
+    value, valid = values_of_events(x, y, p, weight, height, width, rule)
+    position, since, span, scale, first, last = position_in_time(t, window, windows, bins, rule)
     padded = torch.cat([grad.reshape(-1), grad.new_zeros(1)])
     sums = [torch.zeros_like(value) for _ in range(4)]
     for cell, inside, *factors in _corners(x, y, p, position, window, bins, height, width, rule, value.dtype):
         gathered = padded[torch.where(inside & valid, cell, padded.numel() - 1)]
-        sums = [total if factor is None else total + factor * gathered for total, factor in zip(sums, factors, strict=True)]
+        sums = [
+        sums = [
+            total if factor is None else total + factor * gathered
+            for total, factor in zip(sums, factors, strict=True)
+        ]
+        ]
     grad_value, by_x, by_y, by_position = sums
-    polarity = _values(x, y, p, None, height, width, rule)[0].to(value.dtype)
+    polarity = values_of_events(x, y, p, None, height, width, rule)[0].to(value.dtype)
     grad_weight = None if weight is None else grad_value * polarity
     grad_x, grad_y = ((by * value).to(x.dtype) if x.is_floating_point() else None for by in (by_x, by_y))
     if not t.is_floating_point():
@@ -120,7 +125,7 @@ def normalize_voxel_grid(grid: Tensor, form: str) -> Tensor:
     return centred / torch.where(spread, variance, torch.ones_like(variance)).sqrt()
 
 
-def _values(x, y, p, weight, height, width, rule):
+def values_of_events(x, y, p, weight, height, width, rule):
     """What each event adds in all [E], and whether it is in range."""
     low = -1 if x.is_floating_point() else 0
     beyond = torch.gt if x.is_floating_point() else torch.ge
@@ -133,7 +138,7 @@ def _values(x, y, p, weight, height, width, rule):
     return polarity.to(dtype) if weight is None else polarity.to(dtype) * weight, valid
 
 
-def _position(t, window, windows, bins, rule):
+def position_in_time(t, window, windows, bins, rule):
     """Position in bins, float64 [E], and its parts: t - first, last - first, scale, and those two events' indices."""
     events = torch.arange(t.numel(), device=t.device)
     time = t.double() if t.is_floating_point() else t.to(torch.int64)
