@@ -87,10 +87,7 @@ def voxel_grid_backward(
     for cell, inside, *factors in _corners(x, y, p, position, window, bins, height, width, rule, value.dtype):
         gathered = padded[torch.where(inside & valid, cell, padded.numel() - 1)]
         sums = [
-        sums = [
-            total if factor is None else total + factor * gathered
-            for total, factor in zip(sums, factors, strict=True)
-        ]
+            total if factor is None else total + factor * gathered for total, factor in zip(sums, factors, strict=True)
         ]
     grad_value, by_x, by_y, by_position = sums
     polarity = values_of_events(x, y, p, None, height, width, rule)[0].to(value.dtype)
