@@ -4,59 +4,16 @@
 // without spilling into their neighbours, and no wider counters have to be cleared, converted and moved; prototypes
 // modelled at a fifth of the time of int32 atomics. One block per rows and time bin with its tile in shared memory
 // modelled another 1.2 to 1.4 times faster at 1280 x 720, but needs to know that the times are sorted.
-// Columns keep their integer types; the switch on the type is the same for all threads.
 #pragma once
 
-#include "common/device.cuh"
 #include "common/device_math.cuh"
+#include "common/event_windows.cuh"
 #include "event_histogram/columns.h"
 
 namespace evkernels {
 namespace device_math {
 #include "event_histogram/math.inl"
 }  // namespace device_math
-
-constexpr int kEventThreads = 256;
-constexpr int kEventsPerLane =
-    8;  // Of the pass over t: divides the number of atomics on a window's first and last time.
-
-// The windows of a batch. Null offsets mean one window of all events.
-struct EventWindows {
-  const int64_t* offsets;  // [B + 1]
-  int64_t count;           // B
-  long long* first;        // [B]
-  long long* last;         // [B]
-};
-
-__device__ __forceinline__ int64_t load_integer(const void* column, IntType type, int64_t e) {
-  switch (type) {
-    case IntType::kInt8:
-      return static_cast<const int8_t*>(column)[e];
-    case IntType::kUInt8:
-      return static_cast<const uint8_t*>(column)[e];
-    case IntType::kInt16:
-      return static_cast<const int16_t*>(column)[e];
-    case IntType::kUInt16:
-      return static_cast<const uint16_t*>(column)[e];
-    case IntType::kInt32:
-      return static_cast<const int32_t*>(column)[e];
-    case IntType::kUInt32:
-      return static_cast<const uint32_t*>(column)[e];
-    default:
-      // Beyond 2^63 an unsigned value reads as negative: out of range as well.
-      return static_cast<const int64_t*>(column)[e];
-  }
-}
-
-// The last window that starts at or before event e; within [0, count) whatever `offsets` holds.
-__device__ __forceinline__ int64_t window_of_event(const EventWindows& windows, int64_t e) {
-  int64_t low = 0, high = windows.count;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (windows.offsets[middle] <= e ? low : high) = middle;
-  }
-  return low;
-}
 
 // `words` is the number of 16-byte words of the output.
 __global__ void __launch_bounds__(kEventThreads)
@@ -69,42 +26,6 @@ __global__ void __launch_bounds__(kEventThreads)
     windows.last[k] = INT64_MIN;
   }
   if (k == 0) *dropped = 0;
-}
-
-// A warp reduces 32 * kEventsPerLane consecutive events to two atomics, or, where windows meet, uses two per event.
-__global__ void __launch_bounds__(kEventThreads)
-    event_histogram_times_kernel(EventColumns events, EventWindows windows, int64_t count) {
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kEventThreads + threadIdx.x) / 32;
-  const int lane = threadIdx.x % 32;
-  const int64_t begin = warp * 32 * kEventsPerLane;
-  if (begin >= count) return;
-  const int64_t end = begin + 32 * kEventsPerLane < count ? begin + 32 * kEventsPerLane : count;
-  const int64_t window = window_of_event(windows, begin);
-  if (window != window_of_event(windows, end - 1)) {
-    for (int64_t e = begin + lane; e < end; e += 32) {
-      const long long t = load_integer(events.t, events.t_type, e);
-      const int64_t own = window_of_event(windows, e);
-      atomicMin(windows.first + own, t);
-      atomicMax(windows.last + own, t);
-    }
-    return;
-  }
-  long long first = INT64_MAX, last = INT64_MIN;
-  for (int64_t e = begin + lane; e < end; e += 32) {
-    const long long t = load_integer(events.t, events.t_type, e);
-    first = t < first ? t : first;
-    last = t > last ? t : last;
-  }
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const long long other_first = __shfl_xor_sync(0xffffffffu, first, distance);
-    const long long other_last = __shfl_xor_sync(0xffffffffu, last, distance);
-    first = other_first < first ? other_first : first;
-    last = other_last > last ? other_last : last;
-  }
-  if (lane == 0) {
-    atomicMin(windows.first + window, first);
-    atomicMax(windows.last + window, last);
-  }
 }
 
 __device__ __forceinline__ void increment_saturating(uint32_t* out, int64_t cell, uint32_t cutoff) {
@@ -132,8 +53,8 @@ __global__ void __launch_bounds__(kEventThreads)
   }
   const int64_t window = window_of_event(windows, e);
   const int64_t t0 = windows.first[window];
-  const int64_t difference = device_math::wrapping_difference(windows.last[window], t0);
-  const int64_t since = device_math::wrapping_difference(load_integer(events.t, events.t_type, e), t0);
+  const int64_t difference = wrapping_difference(windows.last[window], t0);
+  const int64_t since = wrapping_difference(load_integer(events.t, events.t_type, e), t0);
   const int bin = device_math::event_bin(since, static_cast<float>(difference > 1 ? difference : 1),
                                          static_cast<float>(shape.bins));
   const int64_t plane = (2 * window + (p > 0)) * shape.bins + bin;
@@ -149,8 +70,7 @@ inline void launch_event_histogram(const EventColumns& events, const EventWindow
   EVKERNELS_LAUNCH(event_histogram_clear_kernel, grid_dimensions(ceil_div(clear_threads + 1, kEventThreads)),
                    dim3(kEventThreads), 0, stream, windows, out, words, drops);
   if (count == 0 || windows.count == 0) return;
-  EVKERNELS_LAUNCH(event_histogram_times_kernel, grid_dimensions(ceil_div(count, kEventThreads * kEventsPerLane)),
-                   dim3(kEventThreads), 0, stream, events, windows, count);
+  launch_event_times(events, windows, count, stream);
   EVKERNELS_LAUNCH(event_histogram_count_kernel, grid_dimensions(ceil_div(count, kEventThreads)), dim3(kEventThreads),
                    0, stream, events, windows, shape, count, out, drops);
 }

@@ -8,6 +8,3 @@ EVKERNELS_INLINE int32_t event_bin(int64_t since, float span, float bins) {
   const float clamped = bin < bins - 1.0f ? bin : bins - 1.0f;
   return clamped > 0.0f ? (int32_t)clamped : 0;
 }
-
-// a - b that wraps instead of overflowing.
-EVKERNELS_INLINE int64_t wrapping_difference(int64_t a, int64_t b) { return (int64_t)((uint64_t)a - (uint64_t)b); }

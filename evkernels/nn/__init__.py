@@ -15,6 +15,7 @@ from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.rms_norm import RMSNorm
 from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.voxel_grid import VoxelGrid
 
 __all__ = [
     "AABlur_SE_SoftPool",
@@ -34,6 +35,7 @@ __all__ = [
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "VoxelGrid",
     "compat",
     "convert",
     "detach",

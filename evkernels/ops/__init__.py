@@ -9,6 +9,7 @@ from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
+from evkernels.ops.voxel_grid import voxel_grid
 
 __all__ = [
     "depthwise_conv2d",
@@ -18,4 +19,5 @@ __all__ = [
     "gru_update",
     "lstm_gates",
     "separable_conv2d",
+    "voxel_grid",
 ]

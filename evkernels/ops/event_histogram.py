@@ -4,14 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from evkernels import reference
-from evkernels.ops import checks, registration
-
-INTEGERS = (
-    torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
-)  # fmt: skip
+from evkernels.ops import checks, event_columns, registration
 
 
 def event_histogram(
@@ -69,55 +64,18 @@ def event_histogram(
     Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598), `StackedHistogram`.
     """
     cutoff = 255 if count_cutoff is None else count_cutoff
-    _check_events(x, y, t, p)
+    event_columns.check_events(x, y, t, p)
     for name, value, limit in (("bins", bins, 2**24), ("height", height, 2**31 - 1), ("width", width, 2**31 - 1)):
         checks.check_int(name, value, 1, limit)
     checks.check_int("count_cutoff", cutoff, 1, 255)
     if out_of_range not in ("drop", "raise"):
         raise ValueError(f'out_of_range must be "drop" or "raise", got {out_of_range!r}')
     if offsets is not None:
-        _check_offsets(offsets, x, look=out_of_range == "raise")
+        event_columns.check_offsets(offsets, x, look=out_of_range == "raise")
     histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff)
     if out_of_range == "raise" and dropped.item():
-        raise ValueError(_describe_out_of_range(dropped.item(), x, y, p, height, width))
+        raise ValueError(event_columns.describe_out_of_range(dropped.item(), x, y, p, height, width))
     return histogram
-
-
-def _check_events(x: Tensor, y: Tensor, t: Tensor, p: Tensor) -> None:
-    checks.check_tensor("x", x, INTEGERS)
-    checks.check_tensor("y", y, INTEGERS)
-    checks.check_tensor("t", t, (torch.int64, torch.int32))
-    checks.check_tensor("p", p, (torch.bool, *INTEGERS))
-    if x.dim() != 1:
-        raise ValueError(f"x must be [E] with one dimension, got {tuple(x.shape)}")
-    for name, column in (("y", y), ("t", t), ("p", p)):
-        checks.check_shape(name, column, x.shape, "[E] like x")
-        checks.check_same_device(name, column, "x", x)
-
-
-def _check_offsets(offsets: Tensor, x: Tensor, look: bool) -> None:
-    checks.check_tensor("offsets", offsets, (torch.int64,))
-    checks.check_same_device("offsets", offsets, "x", x)
-    if offsets.dim() != 1 or offsets.numel() == 0:
-        raise ValueError(f"offsets must be [B + 1] with one dimension, got {tuple(offsets.shape)}")
-    # Values cannot be looked at while a graph is traced; the CPU kernel checks them again.
-    if torch.compiler.is_compiling() or is_fake(offsets) or not (offsets.is_cpu or look):
-        return
-    first, last, steps = offsets[0].item(), offsets[-1].item(), offsets.diff()
-    if first != 0 or last != x.numel():
-        raise ValueError(f"offsets must start at 0 and end at E = {x.numel()}, got {first} and {last}")
-    if (steps < 0).any():
-        where = int((steps < 0).nonzero()[0])
-        raise ValueError(f"offsets must never decrease, got {offsets[where : where + 2].tolist()} at {where}")
-
-
-def _describe_out_of_range(dropped: int, x: Tensor, y: Tensor, p: Tensor, height: int, width: int) -> str:
-    limits = {"x": (x, f"0 <= x < width = {width}"), "y": (y, f"0 <= y < height = {height}"), "p": (p, "p in -1, 0, 1")}
-    parts = []
-    for name, (column, expected) in limits.items():
-        low, high = (value.item() for value in column.to(torch.int64).aminmax())
-        parts.append(f"{expected}, got {name} from {low} to {high}")
-    return f"{dropped} of {x.numel()} events are out of range: x, y, p must be within {'; '.join(parts)}"
 
 
 def _fake(x, y, t, p, offsets, bins, height, width, count_cutoff):

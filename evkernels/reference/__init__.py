@@ -16,6 +16,7 @@ from evkernels.reference.gru_gates import (
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
+from evkernels.reference.voxel_grid import voxel_grid, voxel_grid_backward, voxel_grid_kernel
 
 __all__ = [
     "depthwise_conv2d",
@@ -32,4 +33,7 @@ __all__ = [
     "lstm_gates_backward",
     "separable_conv2d",
     "separable_conv2d_backward",
+    "voxel_grid",
+    "voxel_grid_backward",
+    "voxel_grid_kernel",
 ]

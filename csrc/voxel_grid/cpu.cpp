@@ -1,0 +1,46 @@
+// Voxel grids on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/event_tasks.h"
+#include "voxel_grid/host.h"
+
+#define EVKERNELS_LOOPS "voxel_grid/loops.inl"
+#include "common/foreach_isa.h"
+
+namespace evkernels {
+namespace {
+
+template <class T, class R>
+int64_t fill_all(const T* t, const VoxelColumns& columns, const VoxelShape& shape, const std::vector<int64_t>& offsets,
+                 R* out) {
+  const int64_t window_size = shape.channels() * shape.height * shape.width;
+  return fill_windows(offsets, shape.bins, window_size * static_cast<int64_t>(sizeof(R)),
+                      [&](int64_t w, int64_t first_bin, int64_t last_bin, bool sorted, int64_t& dropped) {
+                        return EVKERNELS_CALL(fill, t, columns, shape, offsets[w], offsets[w + 1], first_bin, last_bin,
+                                              sorted, out + w * window_size, dropped);
+                      });
+}
+
+std::tuple<Tensor, Tensor> voxel_grid(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> weight,
+                                      std::optional<Tensor> offsets, int64_t bins, int64_t height, int64_t width,
+                                      std::string convention, bool) {
+  const VoxelColumns columns = voxel_columns(x, y, t, p, weight);
+  const VoxelShape shape = voxel_shape(bins, height, width, convention);
+  const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
+  Tensor grid = torch::stable::empty(voxel_sizes(offsets, shape), grid_type(weight), std::nullopt, x.device());
+  Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
+  dispatch_grid(weight, [&](auto value) {
+    dispatch_time(columns, [&](auto time) {
+      using R = typename decltype(value)::type;
+      using T = typename decltype(time)::type;
+      *mutable_data<int64_t>(dropped) = fill_all(data<T>(t), columns, shape, windows, mutable_data<R>(grid));
+    });
+  });
+  return {grid, dropped};
+}
+
+}  // namespace
+}  // namespace evkernels
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) { m.impl("voxel_grid", TORCH_BOX(&evkernels::voxel_grid)); }

@@ -1,0 +1,263 @@
+// Loops of voxel_grid over the bins of one window, compiled once per instruction set.
+//
+// Events are taken in blocks: cells, bins and the two values to add are computed into level-1 cache, which vectorises
+// for every type, and then added one by one. In a time-sorted window nearly all blocks lie between the same two bins,
+// whose planes are then fixed. The order of additions to a cell is that of the events, whoever adds.
+//
+// At 640x480, 5 bins and 1e6 evenly spread events the blocks cost a fifth and the additions the rest, 2.3 ns per event
+// in all. What lost there, and what it gained elsewhere: both values of a pixel side by side in a buffer merged into
+// the grid after each bin 1.2 times (2.1 times at 1e5 events, 0.83 times at 1e7); events first sorted into bands of the
+// image that fit into cache 2.1 times; prefetching the cells 8 to 32 events ahead 0.97 to 1.04 times.
+
+#include "common/event_columns.inl"
+#include "voxel_grid/math.inl"
+
+constexpr int64_t kBlock = 512;
+
+// One block of events, ready to be added.
+template <class R>
+struct Block {
+  int64_t cell[kBlock];  // in the plane of bin 0; -1: out of range
+  int32_t bin[kBlock];
+  R left[kBlock];   // added in the plane of `bin`
+  R right[kBlock];  // added in the next plane
+  int32_t column[kBlock], row[kBlock];
+  R past_column[kBlock], past_row[kBlock];  // sub-pixel: the share of the next column and row
+};
+
+EVKERNELS_INLINE double elapsed(int64_t t, int64_t t0) { return (double)wrapping_difference(t, t0); }
+EVKERNELS_INLINE double elapsed(int32_t t, int32_t t0) { return (double)wrapping_difference(t, t0); }
+EVKERNELS_INLINE double elapsed(double t, double t0) { return t - t0; }
+EVKERNELS_INLINE double elapsed(float t, float t0) { return (double)t - (double)t0; }
+
+// -1, 0 and 1 as they are, all others as 2.
+template <class T>
+static void read_signs(const T* __restrict__ column, int64_t count, int32_t* __restrict__ out) {
+  using U = typename Unsigned<T>::Type;
+  for (int64_t k = 0; k < count; ++k) {
+    const U above = (U)column[k] + 1;
+    out[k] = above <= 2 ? (int32_t)above - 1 : 2;
+  }
+}
+
+// The index below each coordinate and the share of the index above; -2 for those that touch no index in [0, limit).
+template <class T, class R>
+static void read_fractions(const T* __restrict__ column, int64_t count, int64_t limit, int32_t* __restrict__ out,
+                           R* __restrict__ past) {
+  for (int64_t k = 0; k < count; ++k) {
+    const bool inside = column[k] > (T)-1 && column[k] < (T)limit;
+    const T coordinate = inside ? column[k] : (T)-2;
+    const int32_t towards_zero = (int32_t)coordinate;
+    out[k] = towards_zero - ((T)towards_zero > coordinate ? 1 : 0);
+    past[k] = (R)(coordinate - (T)out[k]);
+  }
+}
+
+template <class R>
+EVKERNELS_INLINE void read_coordinates_of_block(const VoxelColumns& columns, const VoxelShape& shape, int64_t first,
+                                                int64_t count, Block<R>& block) {
+  const EventColumns& events = columns.events;
+  if (columns.xy_type == RealType::kFloat32) {
+    read_fractions((const float*)events.x + first, count, shape.width, block.column, block.past_column);
+    read_fractions((const float*)events.y + first, count, shape.height, block.row, block.past_row);
+  } else if (columns.xy_type == RealType::kFloat64) {
+    read_fractions((const double*)events.x + first, count, shape.width, block.column, block.past_column);
+    read_fractions((const double*)events.y + first, count, shape.height, block.row, block.past_row);
+  } else {
+    const auto read_x = [&](auto column) __attribute__((always_inline)) {
+      read_coordinates(column, count, shape.width, block.column);
+    };
+    const auto read_y = [&](auto column) __attribute__((always_inline)) {
+      read_coordinates(column, count, shape.height, block.row);
+    };
+    with_type(events.x_type, events.x, first, read_x);
+    with_type(events.y_type, events.y, first, read_y);
+  }
+}
+
+// Loops without branches, so that they vectorise.
+template <class T, class R>
+static void place_block(const T* __restrict__ t, const VoxelShape& shape, int64_t count, T t0, double span,
+                        const int32_t* __restrict__ sign, Block<R>& block) {
+  const VoxelShape rule = shape;
+  const double scale = (double)rule.bins - rule.fewer, limit = (double)rule.bins + 1;
+  double position[kBlock];
+  for (int64_t k = 0; k < count; ++k) position[k] = position_in_time(elapsed(t[k], t0), scale, span, rule.shift, limit);
+  for (int64_t k = 0; k < count; ++k) block.bin[k] = lower_bin(position[k], rule);
+  for (int64_t k = 0; k < count; ++k) block.right[k] = (R)upper_share(position[k], block.bin[k], rule);
+  for (int64_t k = 0; k < count; ++k) {
+    const R value = (R)value_of_polarity(sign[k], rule);
+    block.left[k] = value * (1 - block.right[k]);
+    block.right[k] *= value;
+  }
+}
+
+// Fills the block from event `first`; returns how many of its events are out of range.
+template <class T, class R>
+static int64_t read_block(const T* __restrict__ t, const VoxelColumns& columns, const VoxelShape& shape, int64_t first,
+                          int64_t count, T t0, double span, Block<R>& block) {
+  int32_t sign[kBlock];
+  read_coordinates_of_block(columns, shape, first, count, block);
+  const auto read_p = [&](auto column) __attribute__((always_inline)) { read_signs(column, count, sign); };
+  with_type(columns.events.p_type, columns.events.p, first, read_p);
+  // Sub-pixel coordinates are inside from -1 on.
+  const int32_t lowest = columns.xy_type == RealType::kNone ? 0 : -1;
+  const int64_t off = shape.is_split ? shape.bins * shape.height * shape.width : 0;
+  int32_t outside = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
+    const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
+    // A sub-pixel cell left of or above the image is negative too, but not far enough to be taken for an event's.
+    block.cell[k] = invalid ? INT64_MIN : cell;
+    outside += invalid;
+  }
+  place_block(t + first, shape, count, t0, span, sign, block);
+  const R* __restrict__ const weight = (const R*)columns.weight;
+  if (weight != nullptr) {
+    for (int64_t k = 0; k < count; ++k) {
+      block.left[k] *= weight[first + k];
+      block.right[k] *= weight[first + k];
+    }
+  }
+  return outside;
+}
+
+// The bins [first, last) are this caller's to write.
+struct Own {
+  int64_t first, last;
+};
+EVKERNELS_INLINE bool owns(Own own, int64_t bin) { return bin >= own.first && bin < own.last; }
+
+template <class R>
+EVKERNELS_INLINE void add(R* __restrict__ plane, const int64_t* __restrict__ cell, const R* __restrict__ value,
+                          int64_t count) {
+  for (int64_t k = 0; k < count; ++k) plane[cell[k]] += value[k];
+}
+
+// All events of the block are in range and between the same two bins.
+template <class R>
+static void add_between(const Block<R>& block, int64_t count, bool left, bool right, int64_t plane,
+                        R* __restrict__ grid) {
+  R* const lower = grid + block.bin[0] * plane;
+  R* const upper = lower + plane;
+  if (left && right) {
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t cell = block.cell[k];
+      lower[cell] += block.left[k];
+      upper[cell] += block.right[k];
+    }
+  } else if (left) {
+    add(lower, block.cell, block.left, count);
+  } else if (right) {
+    add(upper, block.cell, block.right, count);
+  }
+}
+
+template <class R>
+static void add_anywhere(const Block<R>& block, int64_t count, bool is_hard, Own own, int64_t plane,
+                         R* __restrict__ grid) {
+  for (int64_t k = 0; k < count; ++k) {
+    if (block.cell[k] < 0) continue;
+    const int64_t bin = block.bin[k];
+    if (owns(own, bin)) grid[bin * plane + block.cell[k]] += block.left[k];
+    if (!is_hard && owns(own, bin + 1)) grid[(bin + 1) * plane + block.cell[k]] += block.right[k];
+  }
+}
+
+// Each value is shared between four pixels.
+template <class R>
+static void add_sub_pixel(const Block<R>& block, int64_t count, const VoxelShape& shape, Own own,
+                          R* __restrict__ grid) {
+  for (int64_t k = 0; k < count; ++k) {
+    if (block.cell[k] == INT64_MIN) continue;
+    for (int32_t upper = 0; upper < 2; ++upper) {
+      const int64_t bin = block.bin[k] + upper;
+      if (!owns(own, bin)) continue;
+      const R value = upper ? block.right[k] : block.left[k];
+      R* const corner = grid + bin * shape.height * shape.width + block.cell[k];
+      const bool has_left = block.column[k] >= 0, has_right = block.column[k] + 1 < shape.width;
+      const bool has_top = block.row[k] >= 0, has_bottom = block.row[k] + 1 < shape.height;
+      const R left = 1 - block.past_column[k], right = block.past_column[k];
+      const R top = value * (1 - block.past_row[k]), bottom = value * block.past_row[k];
+      if (has_top && has_left) corner[0] += top * left;
+      if (has_top && has_right) corner[1] += top * right;
+      if (has_bottom && has_left) corner[shape.width] += bottom * left;
+      if (has_bottom && has_right) corner[shape.width + 1] += bottom * right;
+    }
+  }
+}
+
+// The first event of [begin, end) whose bin is at least `bin`; t is sorted.
+template <class T>
+static int64_t lower_bound(const T* t, int64_t begin, int64_t end, int64_t bin, T t0, double span,
+                           const VoxelShape& shape) {
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    const double position = position_in_time(elapsed(t[middle], t0), (double)shape.bins - shape.fewer, span,
+                                             shape.shift, (double)shape.bins + 1);
+    if (lower_bin(position, shape) < bin) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
+template <class R>
+EVKERNELS_INLINE void clear_planes(R* window, const VoxelShape& shape, int64_t first_bin, int64_t last_bin) {
+  const int64_t plane = shape.height * shape.width;
+  for (int64_t half = 0; half < (shape.is_split ? 2 : 1); ++half)
+    __builtin_memset(window + (half * shape.bins + first_bin) * plane, 0, (last_bin - first_bin) * plane * sizeof(R));
+}
+
+// Fills the bins [first_bin, last_bin) of the window of events [begin, end). With `sorted` only the events between them
+// are read; returns false, with the planes in any state, if a timestamp met on the way is smaller than its predecessor.
+template <class T, class R>
+static bool fill(const T* t, VoxelColumns columns, VoxelShape shape, int64_t begin, int64_t end, int64_t first_bin,
+                 int64_t last_bin, bool sorted, R* window, int64_t& dropped) {
+  const Own own{first_bin, last_bin};
+  const int64_t plane = shape.height * shape.width;
+  Block<R> block;
+  clear_planes(window, shape, first_bin, last_bin);
+  if (begin == end) return true;
+  T t0 = t[begin], t1 = t[end - 1];
+  if (!sorted) {
+    for (int64_t k = begin; k < end; ++k) {
+      t0 = t[k] < t0 ? t[k] : t0;
+      t1 = t[k] > t1 ? t[k] : t1;
+    }
+  } else if (t1 < t0) {
+    return false;
+  }
+  const double difference = elapsed(t1, t0);
+  const double span = difference > 0 ? difference : 1;
+  int64_t event = begin, stop = end;
+  if (sorted) {
+    if (first_bin > 0) event = lower_bound(t, begin, end, first_bin - 1, t0, span, shape);
+    if (last_bin < shape.bins) stop = lower_bound(t, event, end, last_bin, t0, span, shape);
+  }
+  while (event < stop) {
+    const int64_t count = stop - event < kBlock ? stop - event : kBlock;
+    // Each event is compared with its successor; the last one of the window has none.
+    if (sorted && !is_sorted(t + event, event + count < end ? count : count - 1)) return false;
+    const int64_t outside = read_block(t, columns, shape, event, count, t0, span, block);
+    int32_t different = 0;
+    for (int64_t k = 0; k < count; ++k) different |= block.bin[k] ^ block.bin[0];
+    if (outside > 0) {
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t bin = block.bin[k] < 0 ? 0 : block.bin[k] < shape.bins ? block.bin[k] : shape.bins - 1;
+        dropped += block.cell[k] == INT64_MIN && owns(own, bin);
+      }
+    }
+    if (columns.xy_type != RealType::kNone) {
+      add_sub_pixel(block, count, shape, own, window);
+    } else if (outside > 0 || different) {
+      add_anywhere(block, count, shape.is_hard, own, plane, window);
+    } else {
+      add_between(block, count, owns(own, block.bin[0]), !shape.is_hard && owns(own, block.bin[0] + 1), plane, window);
+    }
+    event += count;
+  }
+  return true;
+}

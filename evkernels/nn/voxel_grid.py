@@ -1,0 +1,84 @@
+"""Voxel grids as a module: the convention, sizes and normalisation of one network's input in one place."""
+
+from torch import Tensor, nn
+
+from evkernels import ops
+from evkernels.ops.voxel_grid import NORMALIZATIONS
+from evkernels.reference.voxel_grid import CONVENTIONS
+
+
+class VoxelGrid(nn.Module):
+    """Sums polarities per time bin and pixel, as the network that the grid is for was trained with.
+
+    Args:
+        bins: Number of time bins, spread from the first to the last event of a window.
+        height: Rows of the sensor.
+        width: Columns of the sensor.
+        convention: Whose voxel grid: "e2vid", "tonic", "dsec", "openeb", "event_utils", "eseg" or "eseg_split". E2VID,
+            its successors and most of what reads DSEC share times between two bins, and differ in polarity 0, in
+            sub-pixel coordinates and at the ends of the window.
+        normalize: "e2vid" or "dsec" bring the cells of a window that are not 0 to zero mean and unit deviation, of the
+            population or unbiased, as those two data loaders do; None leaves them.
+
+    Events outside the sensor are dropped; times need not be sorted. No parameters; differentiable with respect to
+    sub-pixel coordinates, floating times and weights. See `evkernels.ops.voxel_grid` for the formulas.
+    """
+
+    def __init__(self, bins: int, height: int, width: int, convention: str = "e2vid", normalize: str | None = None):
+        super().__init__()
+        if convention not in CONVENTIONS:
+            names = ", ".join(f'"{name}"' for name in CONVENTIONS)
+            raise ValueError(f"convention must be one of {names}, got {convention!r}")
+        if normalize is not None and normalize not in NORMALIZATIONS:
+            raise ValueError(f'normalize must be "e2vid", "dsec" or None, got {normalize!r}')
+        self.bins = bins
+        self.height = height
+        self.width = width
+        self.convention = convention
+        self.normalize = normalize
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        pol: Tensor,
+        time: Tensor,
+        weight: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
+        """The grid of one window, or of each window of a batch.
+
+        Args:
+            x: Columns [E], any integer dtype, or float32 or float64 for "dsec".
+            y: Rows [E], like x.
+            pol: Polarities [E]: 1, 0 or -1, or bool.
+            time: Timestamps [E], int64, int32, float64 or float32.
+            weight: Factor of every event [E], float32 or float64.
+            offsets: Cuts a batch of windows out of the events, int64 [B + 1], see `evkernels.ops.voxel_grid`.
+
+        Returns:
+            [channels, height, width], or [B, channels, height, width] with `offsets`, in the dtype of `weight` or
+            float32.
+        """
+        return ops.voxel_grid(
+            x,
+            y,
+            time,
+            pol,
+            bins=self.bins,
+            height=self.height,
+            width=self.width,
+            convention=self.convention,
+            weight=weight,
+            offsets=offsets,
+            normalize=self.normalize,
+        )
+
+    def get_shape(self) -> tuple[int, int, int]:
+        """Shape of one window's grid."""
+        channels = 2 * self.bins if CONVENTIONS[self.convention].split else self.bins
+        return channels, self.height, self.width
+
+    def extra_repr(self) -> str:
+        sizes = f"bins={self.bins}, height={self.height}, width={self.width}"
+        return f"{sizes}, convention={self.convention!r}, normalize={self.normalize!r}"
