@@ -14,11 +14,12 @@ pytest.importorskip("PIL", reason="reconstruct needs Pillow (extra demo)")
 
 from PIL import Image
 
+from evkernels import reconstruct
 from evkernels.__main__ import main
 from evkernels.arguments import InputError
 from evkernels.events import Events, simulate
 from evkernels.models import CistaTC, E2VIDRecurrent, FireNet
-from evkernels.reconstruct import frame_count, job
+from evkernels.reconstruct import frame_count, job, weights
 from evkernels.reconstruct.stream import IntensityRescaling, reflected, stream_images
 from evkernels.reconstruct.voxels import voxel_grid
 from evkernels.reconstruct.weights import load_network
@@ -403,6 +404,9 @@ class TestBadInput:
     def test_arguments(self, arguments, message, recording, checkpoints, tmp_path, capsys):
         assert run(recording, "--weights", checkpoints / "firenet.pth", "--out", tmp_path / "out", *arguments) == 2
         assert message in one_line(capsys)
+
+    def test_every_network_can_be_named(self):
+        assert set(reconstruct._MODELS) == {"auto", *weights.NETWORKS}
 
     def test_output_folder_that_is_a_file(self, recording, checkpoints, tmp_path, capsys):
         (tmp_path / "file").write_text("")
