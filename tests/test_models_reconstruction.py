@@ -14,8 +14,8 @@ from evkernels import use_backend
 from evkernels.events import Events
 from evkernels.models import CistaTC, E2VIDRecurrent, FireNet
 from evkernels.models.e2vid_layers import GatesConvLSTM
+from evkernels.ops import voxel_grid
 from evkernels.reconstruct.stream import stream_images
-from evkernels.reconstruct.voxels import voxel_grid
 from evkernels.testing import assert_matches, tensor
 
 SMALL = {

@@ -19,9 +19,9 @@ from evkernels.__main__ import main
 from evkernels.arguments import InputError
 from evkernels.events import Events, simulate
 from evkernels.models import CistaTC, E2VIDRecurrent, FireNet
+from evkernels.ops import voxel_grid
 from evkernels.reconstruct import frame_count, job, weights
 from evkernels.reconstruct.stream import IntensityRescaling, reflected, stream_images
-from evkernels.reconstruct.voxels import voxel_grid
 from evkernels.reconstruct.weights import load_network
 
 NETWORKS = {
@@ -390,7 +390,7 @@ class TestBadInput:
         ("arguments", "message"),
         [
             (("--window", "33"), "must be whole microseconds, such as 50ms, 2.5ms or 10000us, got '33'"),
-            (("--window", "0ms"), "at least 1us"),
+            (("--window", "0ms"), "whole microseconds"),
             (("--window", "-3ms"), "--window"),
             (("--events-per-frame", "0"), "whole number of at least 1, got '0'"),
             (("--window", "3ms", "--events-per-frame", "5"), "not allowed with"),

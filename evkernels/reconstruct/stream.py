@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.events import Events
-from evkernels.reconstruct.voxels import voxel_grid
+from evkernels.ops import voxel_grid
 
 _PERCENTILES = (1, 99)
 # What the darkest and the brightest grey level may stand for, so that noise on a flat scene stays faint.
