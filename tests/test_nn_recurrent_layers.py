@@ -241,8 +241,9 @@ class TestModules:
         for other in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
 
-    def test_compiles_once_for_all_sizes(self, make):
-        layer = make()
+    @pytest.mark.parametrize("name", ["lstm options", "gru fast"])
+    def test_compiles_once_for_all_sizes(self, name):
+        layer = LAYERS[name]().eval()
         frames = []
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
