@@ -6,6 +6,7 @@ from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.time_surface import TimeSurface
 
 __all__ = [
     "ChannelAttention",
@@ -15,5 +16,6 @@ __all__ = [
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "TimeSurface",
     "event_normalization",
 ]
