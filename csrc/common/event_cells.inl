@@ -19,10 +19,12 @@ static int64_t read_cells(const EventColumns& events, int64_t height, int64_t wi
   with_type(events.x_type, events.x, first, read_x);
   with_type(events.y_type, events.y, first, read_y);
   with_type(events.p_type, events.p, first, read_p);
+  // A product of 32-bit numbers is one instruction for a whole vector, one of 64-bit numbers several.
+  const int32_t row_size = (int32_t)width;
   int32_t outside = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int32_t invalid = (x[k] | y[k] | p[k]) >> 31;  // 0 or -1
-    cell[k] = invalid ? -1 : y[k] * width + x[k] + p[k] * on;
+    cell[k] = invalid ? -1 : (int64_t)y[k] * row_size + x[k] + (-(int64_t)p[k] & on);
     outside -= invalid;
   }
   return outside;

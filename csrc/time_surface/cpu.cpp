@@ -44,12 +44,20 @@ int64_t fill(const T* t, const EventColumns& events, const SurfaceShape& shape, 
       const int64_t last_row = std::min(end - w * shape.height, shape.height);
       const int64_t* const from = previous ? previous + w * window_size : nullptr;
       S* const surface = out + w * window_size;
-      int64_t at = 0;
-      if constexpr (std::is_same_v<S, float>) {
-        at = decay.at ? decay.at[w] : EVKERNELS_CALL(latest_time, t, offsets[w], offsets[w + 1], from, window_size);
+      const auto fill_with = [&](int64_t time, int64_t& latest) {
+        return EVKERNELS_CALL(fill_rows, t, events, shape, offsets[w], offsets[w + 1], first_row, last_row, time, from,
+                              surface, latest);
+      };
+      // Events sorted by time are read once: the last one has the latest time.
+      int64_t at = 0, latest = kNever;
+      if (decay.at) {
+        at = decay.at[w];
+      } else if (std::is_same_v<S, float>) {
+        at = offsets[w] < offsets[w + 1] ? t[offsets[w + 1] - 1] : kNever;
+        if (from) at = EVKERNELS_CALL(maximum, from, window_size, at);
       }
-      const int64_t outside = EVKERNELS_CALL(fill_rows, t, events, shape, offsets[w], offsets[w + 1], first_row,
-                                             last_row, at, from, surface);
+      int64_t outside = fill_with(at, latest);
+      if (std::is_same_v<S, float> && !decay.at && latest > at) outside = fill_with(latest, latest);
       // Of the threads that share a window, one counts.
       if (first_row == 0) dropped += outside;
       if constexpr (std::is_same_v<S, float>) {

@@ -49,6 +49,13 @@ static int64_t select_rows(const SurfaceShape& shape, int64_t first_row, int64_t
   return kept;
 }
 
+template <class T>
+static int64_t maximum(const T* __restrict__ t, int64_t count, int64_t latest) {
+  T in_block = t[0];
+  for (int64_t k = 1; k < count; ++k) in_block = t[k] > in_block ? t[k] : in_block;
+  return in_block > latest ? in_block : latest;
+}
+
 template <class S>
 EVKERNELS_INLINE void keep_latest(int64_t t, int64_t at, S& cell) {
   S held;
@@ -57,10 +64,12 @@ EVKERNELS_INLINE void keep_latest(int64_t t, int64_t at, S& cell) {
 }
 
 // Starts the rows [first_row, last_row) of a window's surface, from the rows of `previous` or empty where that is null,
-// and fills them with the events [begin, end). Returns how many of these are outside the sensor.
+// and fills them with the events [begin, end). Returns how many are outside the sensor; for S = float, `latest` becomes
+// at least the time of each of them, those outside included, so that where it exceeds `at` another `at` can be tried.
 template <class T, class S>
 static int64_t fill_rows(const T* t, EventColumns events, SurfaceShape shape, int64_t begin, int64_t end,
-                         int64_t first_row, int64_t last_row, int64_t at, const int64_t* previous, S* surface) {
+                         int64_t first_row, int64_t last_row, int64_t at, const int64_t* previous, S* surface,
+                         int64_t& latest) {
   const int64_t plane = shape.height * shape.width;
   const int64_t on = (shape.polarities - 1) * plane;
   const int64_t first_cell = first_row * shape.width;
@@ -76,6 +85,7 @@ static int64_t fill_rows(const T* t, EventColumns events, SurfaceShape shape, in
     const int64_t count = end - event < kBlock ? end - event : kBlock;
     const int64_t outside = read_cells(events, shape.height, shape.width, on, event, count, cell);
     dropped += outside;
+    if constexpr (sizeof(S) == sizeof(float)) latest = maximum(t + event, count, latest);
     if (is_whole && outside == 0) {
       for (int64_t k = 0; k < count; ++k) keep_latest(t[event + k], at, surface[cell[k]]);
     } else {
@@ -84,18 +94,6 @@ static int64_t fill_rows(const T* t, EventColumns events, SurfaceShape shape, in
     }
   }
   return dropped;
-}
-
-// The latest of a window's times, those of its events and of the surface it goes on from; kNever if there are none.
-template <class T>
-static int64_t latest_time(const T* __restrict__ t, int64_t begin, int64_t end, const int64_t* __restrict__ previous,
-                           int64_t cells) {
-  int64_t latest = kNever;
-  for (int64_t k = begin; k < end; ++k) latest = t[k] > latest ? t[k] : latest;
-  if (previous) {
-    for (int64_t k = 0; k < cells; ++k) latest = previous[k] > latest ? previous[k] : latest;
-  }
-  return latest;
 }
 
 // e^x for x <= 0, down to the smallest denormal number and to zero.
