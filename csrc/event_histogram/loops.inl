@@ -9,8 +9,9 @@
 #include "common/event_cells.inl"
 #include "event_histogram/math.inl"
 
-EVKERNELS_INLINE void increment(uint8_t* __restrict__ counters, const int64_t* __restrict__ cell, int64_t count,
-                                bool has_gaps, uint8_t cutoff) {
+template <class C>
+EVKERNELS_INLINE void increment(C* __restrict__ counters, const int64_t* __restrict__ cell, int64_t count,
+                                bool has_gaps, C cutoff) {
   if (has_gaps) {
     for (int64_t k = 0; k < count; ++k) {
       if (cell[k] >= 0) counters[cell[k]] += counters[cell[k]] < cutoff;
@@ -20,10 +21,11 @@ EVKERNELS_INLINE void increment(uint8_t* __restrict__ counters, const int64_t* _
   }
 }
 
-EVKERNELS_INLINE void clear_planes(uint8_t* window, const HistogramShape& shape, int64_t first_bin, int64_t last_bin) {
+template <class C>
+EVKERNELS_INLINE void clear_planes(C* window, const HistogramShape& shape, int64_t first_bin, int64_t last_bin) {
   const int64_t plane = shape.height * shape.width;
-  __builtin_memset(window + first_bin * plane, 0, (last_bin - first_bin) * plane);
-  __builtin_memset(window + (shape.bins + first_bin) * plane, 0, (last_bin - first_bin) * plane);
+  __builtin_memset(window + first_bin * plane, 0, (last_bin - first_bin) * plane * sizeof(C));
+  __builtin_memset(window + (shape.bins + first_bin) * plane, 0, (last_bin - first_bin) * plane * sizeof(C));
 }
 
 // The first event of [begin, end) whose bin is at least `bin`; t is sorted.
@@ -43,9 +45,9 @@ EVKERNELS_INLINE int64_t lower_bound(const T* t, int64_t begin, int64_t end, int
 
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
 // state, if a timestamp met on the way is smaller than its predecessor.
-template <class T>
+template <class T, class C>
 static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
-                        int64_t first_bin, int64_t last_bin, uint8_t* window, int64_t& dropped) {
+                        int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
   const int64_t plane = shape.height * shape.width;
   const int64_t on = shape.bins * plane;
   int64_t cell[kBlock];
@@ -63,7 +65,7 @@ static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, i
     while (event < stop) {
       const int64_t count = stop - event < kBlock ? stop - event : kBlock;
       const int64_t outside = read_cells(events, shape.height, shape.width, on, event, count, cell);
-      increment(window + bin * plane, cell, count, outside > 0, shape.cutoff);
+      increment(window + bin * plane, cell, count, outside > 0, (C)shape.cutoff);
       dropped += outside;
       event += count;
     }
@@ -72,9 +74,9 @@ static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, i
 }
 
 // The same for events in any order: reads all of them twice and counts those of its own bins.
-template <class T>
+template <class T, class C>
 static void fill_unsorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
-                          int64_t first_bin, int64_t last_bin, uint8_t* window, int64_t& dropped) {
+                          int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
   T t0 = begin < end ? t[begin] : 0, t1 = t0;
   for (int64_t k = begin; k < end; ++k) {
     t0 = t[k] < t0 ? t[k] : t0;
@@ -99,6 +101,6 @@ static void fill_unsorted(const T* t, EventColumns events, HistogramShape shape,
       cell[k] = own && cell[k] >= 0 ? cell[k] + bin[k] * plane : -1;
       has_gaps |= cell[k] < 0;
     }
-    increment(window, cell, count, has_gaps, shape.cutoff);
+    increment(window, cell, count, has_gaps, (C)shape.cutoff);
   }
 }
