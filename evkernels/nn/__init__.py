@@ -3,16 +3,21 @@
 from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
+from evkernels.nn.event_images import BinaRep, EventCountImage, EventImage, MixedDensityEventStack
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 from evkernels.nn.time_surface import TimeSurface
 
 __all__ = [
+    "BinaRep",
     "ChannelAttention",
     "ConvGRUCell",
     "ConvLSTMCell",
+    "EventCountImage",
+    "EventImage",
     "EventNormalization",
+    "MixedDensityEventStack",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
