@@ -59,8 +59,9 @@ class EventImage(nn.Module):
         """
         last = ops.time_surface(x, y, t, p, height=self.height, width=self.width, offsets=offsets)
         off, on = last.unbind(-3)
-        colour = torch.where(on >= off, 2, 1) * (torch.maximum(on, off) > NEVER)
-        return self.palette[colour]
+        # In bytes as long as possible, and not by indexing: 1 ms instead of 5 at 640x480.
+        colour = ((on >= off).to(torch.uint8) + 1) * (torch.maximum(on, off) > NEVER)
+        return nn.functional.embedding(colour.int(), self.palette)
 
     def extra_repr(self) -> str:
         background, off, on = (tuple(colour) for colour in self.palette.tolist())
