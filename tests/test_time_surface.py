@@ -151,18 +151,6 @@ class TestTimeSurface(OpContract):
         assert torch.equal(on_device.cpu(), before)
         assert result.data_ptr() != on_device.data_ptr()
 
-    @pytest.mark.slow
-    def test_cells_beyond_32_bits(self):
-        """The compiled CPU kernel, with 8.6 GB of address space, of which only the surface's own rows are large."""
-        if not has_compiled_kernel("time_surface", "cpu"):
-            pytest.skip("the compiled kernels are not built")
-        torch.use_deterministic_algorithms(False)
-        side = 2**15 + 7
-        x = torch.tensor([0, side - 1])
-        last = fused(x, x, torch.tensor([5, 6]), torch.tensor([0, 1]), None, side, side, 1, tau=1.0, at=6)
-        assert last[0, -1, -1] == 1
-        assert last[0, 0, 0] == pytest.approx(np.exp(-1))
-
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
