@@ -21,6 +21,11 @@ INTEGERS = (
 
 
 def eager(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
+    counts = eager_counts(x, y, t, p, offsets, bins, height, width)
+    return counts.clamp(max=255 if count_cutoff is None else count_cutoff).to(torch.uint8)
+
+
+def eager_counts(x, y, t, p, offsets, bins, height, width):
     """Counts window by window with numpy's unbuffered addition; events out of range are left out."""
     bounds = [0, x.numel()] if offsets is None else offsets.tolist()
     x, y, t, p = (column.cpu().numpy().astype(np.int64) for column in (x, y, t, p))
@@ -37,9 +42,8 @@ def eager(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
         inside &= np.isin(columns[2], (-1, 0, 1))
         index = (columns[2] > 0, time_bin, columns[1], columns[0])
         np.add.at(counts[window], tuple(part[inside].astype(np.int64) for part in index), 1)
-    histogram = torch.from_numpy(np.minimum(counts, 255 if count_cutoff is None else count_cutoff).astype(np.uint8))
     shape = (2 * bins, height, width)
-    return histogram.view(shape if offsets is None else (len(bounds) - 1, *shape))
+    return torch.from_numpy(counts).view(shape if offsets is None else (len(bounds) - 1, *shape))
 
 
 def fused(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
@@ -156,6 +160,25 @@ class TestEventHistogram(OpContract):
         y, t = torch.zeros(count, dtype=torch.uint16), torch.arange(count)
         check(backend, x, y, t, torch.ones(count, dtype=torch.bool), None, 1, 1, 3, cutoff)
 
+    @pytest.mark.parametrize("wide", [torch.int16, torch.int32, torch.float32])
+    def test_wide_counters(self, backend, wide):
+        """Beyond 255 in neighbouring cells, up to a cutoff of two bytes, and what lies between."""
+        x, y, t, p = events(5_000 if backend.is_slow else 70_000, 2, 3)
+        assert eager_counts(x, y, t, p, None, 1, 2, 3).max() > 300
+        for bins, cutoff in ((1, None), (2, 300), (3, 1)):
+            expected = eager_counts(x, y, t, p, None, bins, 2, 3)
+            columns = [column.to(backend.device) for column in (x, y, t, p)]
+            actual = ops.event_histogram(*columns, bins=bins, height=2, width=3, count_cutoff=cutoff, dtype=wide)
+            assert actual.dtype == wide
+            assert torch.equal(actual.cpu().long(), expected.clamp(max=cutoff or 2**31))
+
+    def test_two_byte_counters_saturate(self, backend):
+        if backend.is_slow:
+            pytest.skip("32,769 interpreted or emulated events on one pixel take minutes; a cutoff of 300 is tried")
+        zeros = torch.zeros(32_769, dtype=torch.int64, device=backend.device)
+        counts = ops.event_histogram(zeros, zeros, zeros, zeros, bins=1, height=1, width=3, dtype=torch.int16)
+        assert counts.flatten().tolist() == [32_767, 0, 0, 0, 0, 0]
+
     @pytest.mark.parametrize("values", [[0, 1], [-1, 1], [False, True], [0, 1, 2, 3, -2, 127, -128]])
     def test_polarities(self, backend, values):
         x, y, t, _ = events(70)
@@ -232,6 +255,13 @@ class TestEventHistogram(OpContract):
             ({"height": -1}, ValueError, "height must be in"),
             ({"width": True}, TypeError, "width must be an int, got bool"),
             ({"count_cutoff": 256}, ValueError, r"count_cutoff must be in \[1, 255\], got 256"),
+            (
+                {"count_cutoff": 2**24 + 1, "dtype": torch.float32},
+                ValueError,
+                r"count_cutoff must be in \[1, 16777216\]",
+            ),
+            ({"dtype": torch.int64}, TypeError, "dtype must be torch.uint8 or .*, got torch.int64"),
+            ({"dtype": "uint8"}, TypeError, "dtype must be torch.uint8 or .*, got uint8"),
             ({"count_cutoff": 0}, ValueError, "count_cutoff must be in"),
             ({"out_of_range": "clamp"}, ValueError, "out_of_range must be .*'clamp'"),
             ({"offsets": torch.tensor([0, 3], dtype=torch.int32)}, TypeError, "offsets must be of dtype torch.int64"),
@@ -254,7 +284,7 @@ class TestEventHistogram(OpContract):
             pytest.skip("the compiled kernels are not built")
         for offsets in ([0, 4], [0, 9, 3], [-1, 3]):
             with pytest.raises(RuntimeError, match="offsets must start at 0"):
-                torch.ops.evkernels.event_histogram(*events(3), torch.tensor(offsets), 2, 7, 9, 255)
+                torch.ops.evkernels.event_histogram(*events(3), torch.tensor(offsets), 2, 7, 9, 255, 8)
 
 
 def check(backend, x, y, t, p, *rest):
@@ -338,10 +368,8 @@ def test_real_recordings(recordings, name):
         x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
         height, width = int(file["height"]), int(file["width"])
     assert torch.equal(fused(x, y, t, p, None, 10, height, width, 10), eager(x, y, t, p, None, 10, height, width, 10))
-    counts = fused(x, y, t, p, None, 1, height, width)
-    if facts["max_per_pixel"] < 256:
-        assert hashlib.sha256(counts.int().numpy().tobytes()).hexdigest() == facts["hist_sha256"]
-    else:
-        assert counts.max() == 255
+    counts = ops.event_histogram(x, y, t, p, bins=1, height=height, width=width, dtype=torch.int32)
+    assert hashlib.sha256(counts.numpy().tobytes()).hexdigest() == facts["hist_sha256"]
+    assert torch.equal(fused(x, y, t, p, None, 1, height, width), counts.clamp(max=255).to(torch.uint8))
     offsets = torch.tensor([0, x.numel() // 3, x.numel()])
     assert torch.equal(fused(x, y, t, p, offsets, 5, height, width), eager(x, y, t, p, offsets, 5, height, width))

@@ -16,6 +16,7 @@ from evkernels.triton_kernels.gru_gates import (
 )
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.triton_kernels.separable_conv2d import separable_conv2d
+from evkernels.triton_kernels.time_surface import time_surface
 from evkernels.triton_kernels.voxel_grid import voxel_grid
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "lstm_gates",
     "lstm_gates_backward",
     "separable_conv2d",
+    "time_surface",
     "voxel_grid",
 ]

@@ -10,7 +10,7 @@ import triton.language as tl
 from evkernels.triton_kernels.launch import on_device_of
 from torch import Tensor
 
-from evkernels.reference.event_histogram import window_of_event, window_times
+from evkernels.reference.event_histogram import counter_dtype, window_of_event, window_times
 
 BLOCK = 1024
 
@@ -44,22 +44,23 @@ def event_histogram_count_kernel(
 def event_histogram_narrow_kernel(counts_ptr, histogram_ptr, cells, cutoff, BLOCK: tl.constexpr):
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = cell < cells
-    tl.store(histogram_ptr + cell, tl.minimum(tl.load(counts_ptr + cell, mask), cutoff).to(tl.uint8), mask)
+    tl.store(histogram_ptr + cell, tl.minimum(tl.load(counts_ptr + cell, mask), cutoff), mask)
 
 
 def event_histogram(
-    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, bins: int, height: int, width: int, cutoff: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, bins: int, height: int, width: int,
+    cutoff: int, bits: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     shape = (2 * bins, height, width) if offsets is None else (offsets.numel() - 1, 2 * bins, height, width)
     dropped = torch.zeros((), dtype=torch.int64, device=x.device)
     if x.numel() == 0:
-        return torch.zeros(shape, dtype=torch.uint8, device=x.device), dropped
+        return torch.zeros(shape, dtype=counter_dtype(bits), device=x.device), dropped
     x, y, t = x.contiguous(), y.contiguous(), t.contiguous()
     p = (p.view(torch.uint8) if p.dtype == torch.bool else p).contiguous()
     window = None if offsets is None else window_of_event(t, offsets)
     first, last = t.aminmax() if window is None else window_times(t, window, shape[0])
     counts = torch.zeros(shape, dtype=torch.int32, device=x.device)
-    histogram = torch.empty(shape, dtype=torch.uint8, device=x.device)
+    histogram = torch.empty(shape, dtype=counter_dtype(bits), device=x.device)
     with on_device_of(x):
         event_histogram_count_kernel[(triton.cdiv(x.numel(), BLOCK),)](
             x, y, t, p, window, first.long(), last.long(), counts, dropped, x.numel(), bins, height, width, BLOCK=BLOCK

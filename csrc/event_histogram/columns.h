@@ -5,5 +5,5 @@
 
 struct HistogramShape {
   int64_t bins, height, width;  // each below 2^31
-  uint8_t cutoff;               // counters stop here
+  int32_t cutoff;               // counters stop here, at least 1
 };

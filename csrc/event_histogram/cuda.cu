@@ -8,9 +8,9 @@ namespace evkernels {
 namespace {
 
 std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
-                                           int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
+                                           int64_t bins, int64_t height, int64_t width, int64_t cutoff, int64_t bits) {
   const EventColumns events = event_columns(x, y, t, p);
-  const HistogramShape shape = histogram_shape(bins, height, width, cutoff);
+  const HistogramShape shape = histogram_shape(bins, height, width, cutoff, bits);
   const std::vector<int64_t> sizes = histogram_sizes(offsets, shape);
   const int64_t count = window_count(offsets);
   const auto device = x.device();
@@ -18,12 +18,14 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
   if (offsets.has_value()) offsets = in_layout(*offsets, MemoryFormat::Contiguous);
   // The kernels clear and swap whole words, so the memory is rounded up to them.
   const int64_t cells = count * 2 * bins * height * width;
-  Tensor memory = torch::stable::empty({ceil_div(cells, 16) * 16}, ScalarType::Byte, std::nullopt, device);
+  const int64_t per_word = 128 / bits;
+  Tensor memory =
+      torch::stable::empty({ceil_div(cells, per_word) * per_word}, counter_dtype(bits), std::nullopt, device);
   Tensor times = torch::stable::empty({2 * count}, ScalarType::Long, std::nullopt, device);
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, device);
   long long* const first = reinterpret_cast<long long*>(mutable_data<int64_t>(times));
   const EventWindows windows{data<int64_t>(offsets), count, first, first + count};
-  launch_event_histogram(events, windows, shape, x.numel(), mutable_data<uint32_t>(memory),
+  launch_event_histogram(events, windows, shape, static_cast<int>(bits), x.numel(), mutable_data<uint32_t>(memory),
                          mutable_data<int64_t>(dropped), scope.stream());
   EVKERNELS_CHECK_LAUNCH();
   return {torch::stable::view(torch::stable::narrow(memory, 0, 0, cells), sizes), dropped};

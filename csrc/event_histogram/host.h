@@ -6,12 +6,20 @@
 
 namespace evkernels {
 
-inline HistogramShape histogram_shape(int64_t bins, int64_t height, int64_t width, int64_t cutoff) {
+// Counters have 8, 16 or 32 bits.
+inline HistogramShape histogram_shape(int64_t bins, int64_t height, int64_t width, int64_t cutoff, int64_t bits) {
   constexpr int64_t kLimit = int64_t{1} << 31;
   STD_TORCH_CHECK(bins >= 1 && bins <= 1 << 24 && height >= 1 && height < kLimit && width >= 1 && width < kLimit,
                   "bins must be in [1, 2^24], height and width in [1, 2^31)");
-  STD_TORCH_CHECK(cutoff >= 1 && cutoff <= 255, "count_cutoff must be in [1, 255]");
-  return {bins, height, width, static_cast<uint8_t>(cutoff)};
+  STD_TORCH_CHECK(bits == 8 || bits == 16 || bits == 32, "counters must have 8, 16 or 32 bits");
+  // Only bytes are unsigned.
+  STD_TORCH_CHECK(cutoff >= 1 && cutoff < int64_t{1} << (bits == 8 ? 8 : bits - 1),
+                  "count_cutoff must be at least 1 and no more than the counters hold");
+  return {bins, height, width, static_cast<int32_t>(cutoff)};
+}
+
+inline ScalarType counter_dtype(int64_t bits) {
+  return bits == 8 ? ScalarType::Byte : bits == 16 ? ScalarType::Short : ScalarType::Int;
 }
 
 // Without offsets there is no batch dimension.

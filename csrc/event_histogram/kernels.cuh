@@ -1,6 +1,6 @@
 // Stacked event histograms on the GPU, in three launches: clear, first and last time of every window, count.
 //
-// One thread counts one event, by compare-and-swap on the 32-bit word around its byte of the output: bytes saturate
+// One thread counts one event, by compare-and-swap on the 32-bit word around its counter of the output: bytes saturate
 // without spilling into their neighbours, and no wider counters have to be cleared, converted and moved; prototypes
 // modelled at a fifth of the time of int32 atomics. One block per rows and time bin with its tile in shared memory
 // modelled another 1.2 to 1.4 times faster at 1280 x 720, but needs to know that the times are sorted.
@@ -28,18 +28,22 @@ __global__ void __launch_bounds__(kEventThreads)
   if (k == 0) *dropped = 0;
 }
 
+template <int kBits>
 __device__ __forceinline__ void increment_saturating(uint32_t* out, int64_t cell, uint32_t cutoff) {
-  uint32_t* const word = out + cell / 4;
-  const int shift = 8 * static_cast<int>(cell % 4);
+  constexpr int kCounters = 32 / kBits;  // in a word
+  constexpr uint32_t kMask = 0xffffffffu >> (32 - kBits);
+  uint32_t* const word = out + cell / kCounters;
+  const int shift = kBits * static_cast<int>(cell % kCounters);
   // Counters only grow, so a stale value costs one more round and nothing else.
   uint32_t seen = *word;
-  while ((seen >> shift & 255u) < cutoff) {
+  while ((seen >> shift & kMask) < cutoff) {
     const uint32_t before = atomicCAS(word, seen, seen + (1u << shift));
     if (before == seen) return;
     seen = before;
   }
 }
 
+template <int kBits>
 __global__ void __launch_bounds__(kEventThreads)
     event_histogram_count_kernel(EventColumns events, EventWindows windows, HistogramShape shape, int64_t count,
                                  uint32_t* out, unsigned long long* dropped) {
@@ -58,21 +62,26 @@ __global__ void __launch_bounds__(kEventThreads)
   const int bin = device_math::event_bin(since, static_cast<float>(difference > 1 ? difference : 1),
                                          static_cast<float>(shape.bins));
   const int64_t plane = (2 * window + (p > 0)) * shape.bins + bin;
-  increment_saturating(out, (plane * shape.height + y) * shape.width + x, shape.cutoff);
+  increment_saturating<kBits>(out, (plane * shape.height + y) * shape.width + x, shape.cutoff);
 }
 
-// `out` has room for whole 16-byte words.
+// `bits` of a counter are 8, 16 or 32; `out` has room for whole 16-byte words.
 inline void launch_event_histogram(const EventColumns& events, const EventWindows& windows, const HistogramShape& shape,
-                                   int64_t count, uint32_t* out, int64_t* dropped, cudaStream_t stream) {
-  const int64_t words = ceil_div(windows.count * 2 * shape.bins * shape.height * shape.width, 16);
+                                   int bits, int64_t count, uint32_t* out, int64_t* dropped, cudaStream_t stream) {
+  const int64_t words = ceil_div(windows.count * 2 * shape.bins * shape.height * shape.width, 128 / bits);
   const int64_t clear_threads = words > windows.count ? words : windows.count;
   unsigned long long* const drops = reinterpret_cast<unsigned long long*>(dropped);
   EVKERNELS_LAUNCH(event_histogram_clear_kernel, grid_dimensions(ceil_div(clear_threads + 1, kEventThreads)),
                    dim3(kEventThreads), 0, stream, windows, out, words, drops);
   if (count == 0 || windows.count == 0) return;
   launch_event_times(events, windows, count, stream);
-  EVKERNELS_LAUNCH(event_histogram_count_kernel, grid_dimensions(ceil_div(count, kEventThreads)), dim3(kEventThreads),
-                   0, stream, events, windows, shape, count, out, drops);
+  const auto launch_count = [&](auto* kernel) {
+    EVKERNELS_LAUNCH(kernel, grid_dimensions(ceil_div(count, kEventThreads)), dim3(kEventThreads), 0, stream, events,
+                     windows, shape, count, out, drops);
+  };
+  if (bits == 8) return launch_count(&event_histogram_count_kernel<8>);
+  if (bits == 16) return launch_count(&event_histogram_count_kernel<16>);
+  launch_count(&event_histogram_count_kernel<32>);
 }
 
 }  // namespace evkernels

@@ -7,6 +7,7 @@ from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.convert import Conversion, convert
 from evkernels.nn.depthwise import CausalDepthwiseConv3d, DepthwiseConv2d
 from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
+from evkernels.nn.event_images import BinaRep, EventCountImage, EventImage, MixedDensityEventStack
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.pooling import AABlur_SE_SoftPool
@@ -15,10 +16,12 @@ from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.rms_norm import RMSNorm
 from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.time_surface import TimeSurface
 from evkernels.nn.voxel_grid import VoxelGrid
 
 __all__ = [
     "AABlur_SE_SoftPool",
+    "BinaRep",
     "CausalDepthwiseConv3d",
     "ChannelAttention",
     "ConvGRU",
@@ -28,13 +31,17 @@ __all__ = [
     "Conversion",
     "DWSConvLSTM2d",
     "DepthwiseConv2d",
+    "EventCountImage",
+    "EventImage",
     "EventNormalization",
     "LightweightEnhancedConvLSTM",
+    "MixedDensityEventStack",
     "PlainLSTM2d",
     "RMSNorm",
     "SeparableBlock",
     "SeparableConv2d",
     "StackedHistogram",
+    "TimeSurface",
     "VoxelGrid",
     "compat",
     "convert",

@@ -9,6 +9,7 @@ from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
+from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "gru_update",
     "lstm_gates",
     "separable_conv2d",
+    "time_surface",
     "voxel_grid",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evkernels import reference
 from evkernels.ops import checks, event_columns, registration
+from evkernels.reference.event_histogram import LARGEST_COUNT, counter_dtype
 
 
 def event_histogram(
@@ -19,6 +20,7 @@ def event_histogram(
     height: int,
     width: int,
     count_cutoff: int | None = None,
+    dtype: torch.dtype = torch.uint8,
     offsets: Tensor | None = None,
     out_of_range: Literal["drop", "raise"] = "drop",
 ) -> Tensor:
@@ -31,7 +33,7 @@ def event_histogram(
         b = (since.float() / span.float() * bins).floor().clamp(max=bins - 1).long()
         cell = ((p * bins + b) * height + y) * width + x
         counts = torch.bincount(cell, minlength=2 * bins * height * width)
-        histogram = counts.clamp(max=count_cutoff).to(torch.uint8).view(2 * bins, height, width)
+        histogram = counts.clamp(max=count_cutoff).to(dtype).view(2 * bins, height, width)
 
     Args:
         x: Columns [E], any integer dtype, 0 <= x < width.
@@ -42,14 +44,16 @@ def event_histogram(
             out of range included.
         height: Rows of the sensor.
         width: Columns of the sensor.
-        count_cutoff: Counters stop at this value, 1 to 255; None means 255.
+        count_cutoff: Counters stop at this value, at least 1; None means the largest count of `dtype`.
+        dtype: Of the counters: uint8 counts to 255, int16 to 32767, int32 to 2**31 - 1, float32 to 2**24. Every further
+            byte costs memory: with more than a few bins uint8 is the one to use.
         offsets: Cuts a batch of windows out of the events, int64 [B + 1]: window b is events offsets[b] to
             offsets[b + 1]. Starts with 0, ends with E, never decreases. None means one window and no batch dimension.
         out_of_range: "drop" leaves events out of range out. "raise" raises; on a GPU it waits for the result.
 
     Returns:
-        uint8 [2*bins, height, width], or [B, 2*bins, height, width] with `offsets`: the bins of OFF events first, then
-        those of ON events. Zeros where a window has no events. Contiguous, never aliases the inputs.
+        `dtype` [2*bins, height, width], or [B, 2*bins, height, width] with `offsets`: the bins of OFF events first,
+        then those of ON events. Zeros where a window has no events. Contiguous, never aliases the inputs.
 
     Raises:
         TypeError: if an argument is of another type or dtype.
@@ -63,32 +67,39 @@ def event_histogram(
     read in place, others are copied first.
     Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598), `StackedHistogram`.
     """
-    cutoff = 255 if count_cutoff is None else count_cutoff
+    largest = _largest_count(dtype)
+    cutoff = largest if count_cutoff is None else count_cutoff
     event_columns.check_events(x, y, t, p)
     for name, value, limit in (("bins", bins, 2**24), ("height", height, 2**31 - 1), ("width", width, 2**31 - 1)):
         checks.check_int(name, value, 1, limit)
-    checks.check_int("count_cutoff", cutoff, 1, 255)
+    checks.check_int("count_cutoff", cutoff, 1, largest)
     if out_of_range not in ("drop", "raise"):
         raise ValueError(f'out_of_range must be "drop" or "raise", got {out_of_range!r}')
     if offsets is not None:
         event_columns.check_offsets(offsets, x, look=out_of_range == "raise")
-    histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff)
+    histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff, 8 * dtype.itemsize)
     if out_of_range == "raise" and dropped.item():
         raise ValueError(event_columns.describe_out_of_range(dropped.item(), x, y, p, height, width))
-    return histogram
+    return histogram.to(dtype)
 
 
-def _fake(x, y, t, p, offsets, bins, height, width, count_cutoff):
+def _largest_count(dtype: object) -> int:
+    if dtype not in LARGEST_COUNT:
+        raise TypeError(f"dtype must be {' or '.join(str(counter) for counter in LARGEST_COUNT)}, got {dtype}")
+    return LARGEST_COUNT[dtype]
+
+
+def _fake(x, y, t, p, offsets, bins, height, width, count_cutoff, bits):
     windows = () if offsets is None else (offsets.shape[0] - 1,)
     return (
-        torch.empty((*windows, 2 * bins, height, width), dtype=torch.uint8, device=x.device),
+        torch.empty((*windows, 2 * bins, height, width), dtype=counter_dtype(bits), device=x.device),
         torch.empty((), dtype=torch.int64, device=x.device),
     )
 
 
 _forward = registration.define(
     "event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, Tensor? offsets, SymInt bins, SymInt height, SymInt width,"
-    " int count_cutoff) -> (Tensor histogram, Tensor dropped)",
+    " int count_cutoff, int bits) -> (Tensor histogram, Tensor dropped)",
     reference=reference.event_histogram_kernel,
     fake=_fake,
 )

@@ -16,9 +16,11 @@ from evkernels.reference.gru_gates import (
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
+from evkernels.reference.time_surface import decayed_time_surface_kernel, time_surface, time_surface_kernel
 from evkernels.reference.voxel_grid import voxel_grid, voxel_grid_backward, voxel_grid_kernel
 
 __all__ = [
+    "decayed_time_surface_kernel",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",
@@ -33,6 +35,8 @@ __all__ = [
     "lstm_gates_backward",
     "separable_conv2d",
     "separable_conv2d_backward",
+    "time_surface",
+    "time_surface_kernel",
     "voxel_grid",
     "voxel_grid_backward",
     "voxel_grid_kernel",

@@ -3,19 +3,26 @@
 import torch
 from torch import Tensor
 
+# What counters of each dtype hold: float32 counts one by one up to 2**24.
+LARGEST_COUNT = {torch.uint8: 255, torch.int16: 2**15 - 1, torch.int32: 2**31 - 1, torch.float32: 2**24}
 
-def event_histogram(x, y, t, p, *, bins, height, width, count_cutoff=None, offsets=None, out_of_range="drop") -> Tensor:
-    cutoff = 255 if count_cutoff is None else count_cutoff
-    histogram, dropped = event_histogram_kernel(x, y, t, p, offsets, bins, height, width, cutoff)
+
+def event_histogram(
+    x, y, t, p, *, bins, height, width, count_cutoff=None, dtype=torch.uint8, offsets=None, out_of_range="drop"
+) -> Tensor:
+    cutoff = LARGEST_COUNT[dtype] if count_cutoff is None else count_cutoff
+    bits = 8 * dtype.itemsize
+    histogram, dropped = event_histogram_kernel(x, y, t, p, offsets, bins, height, width, cutoff, bits)
     if out_of_range == "raise" and dropped:
         raise ValueError(f"{int(dropped)} events are out of range")
-    return histogram
+    return histogram.to(dtype)
 
 
 def event_histogram_kernel(
-    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, bins: int, height: int, width: int, cutoff: int
-) -> tuple[Tensor, Tensor]:
-    """The histogram and the number of dropped events []."""
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, bins: int, height: int, width: int,
+    cutoff: int, bits: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The histogram, uint8, int16 or int32 as `bits` says, and the number of dropped events []."""
     x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
     window = window_of_event(t, offsets)
     windows = 1 if offsets is None else offsets.numel() - 1
@@ -31,7 +38,11 @@ def event_histogram_kernel(
     counts = torch.zeros(cells + 1, dtype=torch.int32, device=x.device)
     counts.scatter_add_(0, torch.where(valid, cell, cells), torch.ones_like(cell, dtype=torch.int32))
     shape = (2 * bins, height, width) if offsets is None else (windows, 2 * bins, height, width)
-    return counts[:cells].clamp(max=cutoff).to(torch.uint8).view(shape), (~valid).sum()
+    return counts[:cells].clamp(max=cutoff).to(counter_dtype(bits)).view(shape), (~valid).sum()
+
+
+def counter_dtype(bits: int) -> torch.dtype:
+    return {8: torch.uint8, 16: torch.int16, 32: torch.int32}[bits]
 
 
 def window_times(t: Tensor, window: Tensor, windows: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,121 @@
+// Time surfaces on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
+//
+// Threads share the rows of all windows, so no two write the same cell and the result does not depend on their number.
+// A thread that has some of a window's rows reads all of that window's events: reading takes half of the time of one
+// thread, and sharing the events instead would take a surface per thread and the maximum of them.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "time_surface/host.h"
+
+#define EVKERNELS_LOOPS "time_surface/loops.inl"
+#include "common/foreach_isa.h"
+
+namespace evkernels {
+namespace {
+
+// Work per task, in events and cells: about 30 us, well above the cost of waking a thread.
+constexpr int64_t kGrain = 32768;
+
+struct Decay {
+  const int64_t* at;  // [B], or null for each window's latest time
+  float tau;
+  bool linear;
+};
+
+// Fills `out`: times for S = int64_t, and what is left of the events for S = float. Returns how many were dropped.
+template <class T, class S>
+int64_t fill(const T* t, const EventColumns& events, const SurfaceShape& shape, const std::vector<int64_t>& offsets,
+             const int64_t* previous, const Decay& decay, S* out) {
+  const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
+  const int64_t plane = shape.height * shape.width;
+  const int64_t window_size = shape.polarities * plane;
+  const int64_t rows = windows * shape.height;
+  const int64_t work = std::max<int64_t>(1, offsets.back() + windows * window_size / 4);
+  const int64_t grain = std::max<int64_t>(1, kGrain * rows / work);
+  std::atomic<int64_t> dropped{0};
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t w = begin / shape.height;
+      const int64_t first_row = begin - w * shape.height;
+      const int64_t last_row = std::min(end - w * shape.height, shape.height);
+      const int64_t* const from = previous ? previous + w * window_size : nullptr;
+      S* const surface = out + w * window_size;
+      const auto fill_with = [&](int64_t time, int64_t& latest) {
+        return EVKERNELS_CALL(fill_rows, t, events, shape, offsets[w], offsets[w + 1], first_row, last_row, time, from,
+                              surface, latest);
+      };
+      // Events sorted by time are read once: the last one has the latest time.
+      int64_t at = 0, latest = kNever;
+      if (decay.at) {
+        at = decay.at[w];
+      } else if (std::is_same_v<S, float>) {
+        at = offsets[w] < offsets[w + 1] ? t[offsets[w + 1] - 1] : kNever;
+        if (from) at = EVKERNELS_CALL(maximum, from, window_size, at);
+      }
+      int64_t outside = fill_with(at, latest);
+      if (std::is_same_v<S, float> && !decay.at && latest > at) outside = fill_with(latest, latest);
+      // Of the threads that share a window, one counts.
+      if (first_row == 0) dropped += outside;
+      if constexpr (std::is_same_v<S, float>) {
+        for (int64_t k = 0; k < shape.polarities; ++k) {
+          EVKERNELS_CALL(decay_cells, surface + k * plane + first_row * shape.width,
+                         (last_row - first_row) * shape.width, decay.tau, decay.linear);
+        }
+      }
+      begin = w * shape.height + last_row;
+    }
+  });
+  return dropped;
+}
+
+template <class S>
+std::tuple<Tensor, Tensor> surface_of_events(Tensor x, Tensor y, Tensor t, Tensor p,
+                                             const std::optional<Tensor>& offsets, std::optional<Tensor> previous,
+                                             const SurfaceShape& shape, const Decay& decay, ScalarType dtype) {
+  const EventColumns events = event_columns(x, y, t, p);
+  const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
+  const std::vector<int64_t> sizes = surface_sizes(offsets, shape);
+  bring_surface(previous, sizes);
+  Tensor surface = torch::stable::empty(sizes, dtype, std::nullopt, x.device());
+  Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
+  const auto fill_by_time = [&](auto time) {
+    using T = typename decltype(time)::type;
+    return fill(data<T>(t), events, shape, windows, data<int64_t>(previous), decay, mutable_data<S>(surface));
+  };
+  *mutable_data<int64_t>(dropped) =
+      events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
+  return {surface, dropped};
+}
+
+std::tuple<Tensor, Tensor> time_surface(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                                        std::optional<Tensor> surface, int64_t polarities, int64_t height,
+                                        int64_t width) {
+  return surface_of_events<int64_t>(x, y, t, p, offsets, surface, surface_shape(polarities, height, width), Decay{},
+                                    ScalarType::Long);
+}
+
+std::tuple<Tensor, Tensor> decayed_time_surface(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                                                std::optional<Tensor> surface, std::optional<Tensor> at,
+                                                int64_t polarities, int64_t height, int64_t width, double tau,
+                                                bool linear) {
+  if (at.has_value()) {
+    STD_TORCH_CHECK(at->scalar_type() == ScalarType::Long && at->dim() == 1 && at->size(0) == window_count(offsets),
+                    "at must be int64 [B]");
+    at = in_layout(*at, MemoryFormat::Contiguous);
+  }
+  const Decay decay{data<int64_t>(at), static_cast<float>(tau), linear};
+  return surface_of_events<float>(x, y, t, p, offsets, surface, surface_shape(polarities, height, width), decay,
+                                  ScalarType::Float);
+}
+
+}  // namespace
+}  // namespace evkernels
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
+  m.impl("time_surface", TORCH_BOX(&evkernels::time_surface));
+  m.impl("decayed_time_surface", TORCH_BOX(&evkernels::decayed_time_surface));
+}
