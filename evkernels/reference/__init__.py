@@ -4,6 +4,7 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.conv_lstm_1x1 import conv_lstm_1x1, conv_lstm_1x1_backward, conv_lstm_1x1_kernel
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
 from evkernels.reference.gru_gates import (
@@ -18,6 +19,9 @@ from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 
 __all__ = [
+    "conv_lstm_1x1",
+    "conv_lstm_1x1_backward",
+    "conv_lstm_1x1_kernel",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",
