@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from contract import DifferentiableOpContract, gradients, requiring_grad, to_device, weighted_sum, widened
 
-from evkernels import ops
+from evkernels import nn, ops
 from evkernels.testing import assert_matches, tensor
 
 
@@ -58,9 +58,9 @@ class TestConvLSTM1x1(DifferentiableOpContract):
         options = {"dtype": dtype, "layout": layout}
         return [
             sample(3, 2, 2, 3, 3, 4, **options),
-            sample(1, 1, 1, 1, 1, 1, save="recompute", **options),
-            sample(3, 1, 5, 17, 3, 5, resets=True, bias=False, order="fiog", **options),
-            sample(2, 2, 17, 4, 5, 3, resets=True, order="ifog", save="recompute", **options),
+            sample(1, 1, 1, 1, 5, 7, save="recompute", **options),
+            sample(3, 2, 5, 17, 5, 9, resets=True, bias=False, order="fiog", **options),
+            sample(2, 2, 17, 4, 6, 7, resets=True, order="ifog", save="recompute", **options),
             *[sample(2, 3, 20, 33, 11, 27, resets=True, **options)] * (large and dtype != torch.float64),
         ]
 
@@ -68,7 +68,7 @@ class TestConvLSTM1x1(DifferentiableOpContract):
         return sample(2, 2, 1, 2, 1, 2, dtype=torch.float64)
 
     def empty_samples(self):
-        return [sample(2, 2, 3, 4, 0, 3), sample(2, 1, 0, 4, 2, 3), sample(1, 1, 2, 3, 4, 0, save="recompute")]
+        return [sample(2, 1, 0, 4, 2, 3)]
 
     @pytest.mark.parametrize("save", ["gates", "recompute"])
     @pytest.mark.parametrize("steps", [1, 3])
@@ -94,12 +94,15 @@ class TestConvLSTM1x1(DifferentiableOpContract):
             result = self.op(*to_device(arguments, backend.device))
             assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
 
-    def test_batch_of_none(self, backend):
-        x, h, c, weight, *rest = sample(3, 2, 4, 5, 2, 3, resets=True)
-        arguments = (x[:0].unflatten(0, (3, 0)), h[:0], c[:0], weight, rest[0], rest[1][:, :0])
-        given = requiring_grad(to_device(arguments, backend.device))
-        output, c_last = ops.conv_lstm_1x1(*given)
-        assert (output.shape, c_last.shape) == ((3, 0, 5, 2, 3), (0, 5, 2, 3))
+    @pytest.mark.parametrize(("batch", "height", "width"), [(0, 2, 3), (2, 0, 3), (2, 4, 0)])
+    @pytest.mark.parametrize("save", ["gates", "recompute"])
+    def test_nothing_to_do(self, backend, batch, height, width, save):
+        """No samples or no pixels, which PyTorch's convolution does not take."""
+        x, h = torch.empty(3, batch, 4, height, width), torch.empty(batch, 5, height, width)
+        parameters = tensor(20, 9, 1, 1), tensor(20), torch.ones(3, batch, dtype=torch.bool)
+        given = requiring_grad(to_device((x, h, h.clone(), *parameters), backend.device))
+        output, c_last = ops.conv_lstm_1x1(*given, save=save)
+        assert (output.shape, c_last.shape) == ((3, batch, 5, height, width), (batch, 5, height, width))
         weighted_sum([output, c_last]).backward()
         assert all(value.grad.eq(0).all() for value in given[:5])
 
@@ -233,3 +236,50 @@ class TestConvLSTM1x1(DifferentiableOpContract):
             arguments[position] = torch.zeros(value) if isinstance(value, tuple) else value
         with pytest.raises(error, match=message):
             ops.conv_lstm_1x1(*arguments)
+
+
+class TestCellTakesIt:
+    """ConvLSTMCell(kernel_size=1).forward_sequence is this op and equals the loop over steps."""
+
+    @staticmethod
+    def cell_and_inputs(dtype=torch.float64):
+        torch.manual_seed(0)
+        cell = nn.ConvLSTMCell(3, 5, kernel_size=1, order="fiog", dtype=dtype)
+        x = tensor(4, 2, 3, 3, 4, dtype=dtype).requires_grad_()
+        state = tuple(tensor(2, 5, 3, 4, dtype=dtype, seed=k).requires_grad_() for k in (1, 2))
+        return cell, x, state, tensor(4, 2, seed=3) > 0
+
+    @staticmethod
+    def loop(cell, x, state, reset):
+        output = []
+        for frame, restarts in zip(x, reset, strict=True):
+            state = cell(frame, tuple(value.masked_fill(restarts[:, None, None, None], 0) for value in state))
+            output.append(state[0])
+        return torch.stack(output), state
+
+    def test_values_and_gradients_equal_the_loop_of_steps(self):
+        cell, x, state, reset = self.cell_and_inputs()
+        results = []
+        for function in (lambda *a: cell.forward_sequence(*a), lambda *a: self.loop(cell, *a)):
+            output, (h, c) = function(x, state, reset)
+            loss = weighted_sum([output, h, c])
+            results.append([output, h, c, *torch.autograd.grad(loss, [x, *state, *cell.parameters()])])
+        torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+    def test_one_op_per_sequence_unless_the_convolution_is_replaced(self):
+        cell, x, state, reset = self.cell_and_inputs(torch.float32)
+        counts = []
+        for _ in range(2):
+            with torch.profiler.profile() as profile:
+                cell.forward_sequence(x, state, reset)
+            counts.append(sum(event.name == "evkernels::conv_lstm_1x1" for event in profile.events()))
+            cell.conv = torch.nn.Sequential(cell.conv)
+        assert counts == [1, 0]
+
+    def test_state_of_an_autocast_run_goes_on_without(self):
+        cell, x, _, _ = self.cell_and_inputs(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, (h, c) = cell.forward_sequence(x)
+        assert (h.dtype, c.dtype) == (torch.bfloat16, torch.float32)
+        output, _ = cell.forward_sequence(x, (h, c))
+        assert output.dtype == torch.float32

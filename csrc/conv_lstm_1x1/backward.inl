@@ -166,17 +166,16 @@ static void weight_gradient(const R* __restrict__ d_gates, int64_t stride, const
   }
   for (int64_t j = 0; j < 4 * rows.h; j += kRows) {
     R* const to = d_weight + j * rows.xh;
-    V sum[kRows][vectors];
-#pragma GCC unroll 6
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) sum[m][n] = load(to + m * rows.xh + n * kLanes);
-    }
+    // From zero, then added: a sum that starts from a large one rounds every small product to that one's unit.
+    V sum[kRows][vectors] = {};
     add_product<vectors>(sum, d_gates + j, 1, stride, panel, kWidth, count);
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) store(to + m * rows.xh + n * kLanes, sum[m][n]);
+      for (int n = 0; n < vectors; ++n) {
+        R* const element = to + m * rows.xh + n * kLanes;
+        store(element, (V)load(element) + sum[m][n]);
+      }
     }
   }
 }
@@ -269,9 +268,9 @@ static void conv_lstm_backward(const ConvLstmBackward<T, S>& d, const Compute<T>
         }
         step_products<V>(b, stride, panels, d.needs_weight ? d_weight : nullptr, rows, tile.count, s.channels);
         for (int64_t j = 0; j < 4 * rows.h; j += kLanes) {
-          V sum = {};
-          for (int64_t p = 0; p < tile.count; ++p) sum += (V)load(b.d_gates + p * stride + j);
-          store(d_bias + j, (V)load(d_bias + j) + sum);
+          V sums[4] = {};
+          for (int64_t p = 0; p < tile.count; ++p) sums[p % 4] += (V)load(b.d_gates + p * stride + j);
+          store(d_bias + j, (V)load(d_bias + j) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
         }
         if (d.d_x) store_tile(d.d_x + frame * frame_x, s.inputs, tile, b.d_xh, rows.xh);
         if (restarts) {

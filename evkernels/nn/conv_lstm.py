@@ -89,6 +89,18 @@ class ConvLSTMCell(RecurrentCell):
         """Zero h and c for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x), self._zeros(x)
 
+    def forward_sequence(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, reset: Tensor | None = None):
+        # Where no pixel touches another, one op runs the whole sequence. A convolution that somebody has replaced or
+        # parametrised is called as it is.
+        if self.kernel_size != 1 or type(self.conv) is not nn.Conv2d:
+            return super().forward_sequence(x, state, reset)
+        self._check_sequence(x, reset)
+        h, c = self.initial_state(x[0]) if state is None else state
+        self._check_state("h", h, x[0])
+        self._check_state("c", c, x[0])
+        output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, self.conv.weight, self.conv.bias, reset, self.order)
+        return output, (output[-1], c)
+
     def _sequence(self, x):
         def step(frame, state):
             h, c = self(frame, state)

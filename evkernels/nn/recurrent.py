@@ -41,12 +41,7 @@ class RecurrentCell(nn.Module):
             ValueError: if a shape is none of those above.
             TypeError: if `reset` is no bool tensor.
         """
-        if x.dim() != 5 or x.shape[0] == 0:
-            raise ValueError(f"x must be [T, N, C, H, W] with T at least 1, got {tuple(x.shape)}")
-        self._check_input(x[0])
-        if reset is not None:
-            checks.check_tensor("reset", reset, (torch.bool,))
-            checks.check_shape("reset", reset, x.shape[:2], "[T, N]")
+        self._check_sequence(x, reset)
         if state is None:
             state = self.initial_state(x[0])
         frames, step = self._sequence(x)
@@ -68,6 +63,14 @@ class RecurrentCell(nn.Module):
     def _zeros(self, x: Tensor) -> Tensor:
         zeros = x.new_zeros(x.shape[0], self.hidden_channels, *x.shape[2:])
         return zeros.contiguous(memory_format=registration.common_layout(x))
+
+    def _check_sequence(self, x: Tensor, reset: Tensor | None) -> None:
+        if x.dim() != 5 or x.shape[0] == 0:
+            raise ValueError(f"x must be [T, N, C, H, W] with T at least 1, got {tuple(x.shape)}")
+        self._check_input(x[0])
+        if reset is not None:
+            checks.check_tensor("reset", reset, (torch.bool,))
+            checks.check_shape("reset", reset, x.shape[:2], "[T, N]")
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

@@ -8,6 +8,7 @@ once. The gradient keeps c alone and computes the gates again: one product of al
 import torch
 from torch import Tensor
 
+from evkernels import reference
 from evkernels.ops.registration import common_layout
 
 
@@ -22,9 +23,11 @@ def composed(
     save: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A kernel of `conv_lstm_1x1` for any device, see `reference.conv_lstm_1x1_kernel`."""
+    if h.numel() == 0:  # conv2d takes no empty images
+        return reference.conv_lstm_1x1_kernel(x, h, c, weight, bias, reset, order, save)
     layout = common_layout(x)
-    outputs, gates, cells = [h[:0]], [], []
-    for time, frame in enumerate(x.split(max(len(h), 1))):
+    outputs, gates, cells = [], [], []
+    for time, frame in enumerate(x.split(len(h))):
         h, c = _restarted((h, c), reset, time)
         pre = torch.conv2d(torch.cat([frame, h], 1), weight, bias)
         if save == "gates":
@@ -59,7 +62,11 @@ def composed_backward(
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     """A kernel of `conv_lstm_1x1_backward` for any device, see `reference.conv_lstm_1x1_backward`."""
-    layout, batch = common_layout(x), max(len(h), 1)
+    if h.numel() == 0:
+        return reference.conv_lstm_1x1_backward(
+            grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, output_mask
+        )
+    layout, batch = common_layout(x), len(h)
     inputs, steps = x.shape[1], len(x) // batch
     before = torch.cat([h, output[:-batch]])
     if reset is not None:
@@ -78,17 +85,16 @@ def composed_backward(
     d_frames = torch.cat(d_pre)
     need_x, _, _, need_weight, need_bias = output_mask
     d_weight = None
-    if need_weight or need_bias:
-        _, d_weight, d_bias = torch.ops.aten.convolution_backward(
-            d_frames, xh, weight, [weight.shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
+    if need_weight:
+        _, d_weight, _ = torch.ops.aten.convolution_backward(
+            d_frames, xh, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
         )
-    results = (
-        torch.conv2d(d_frames, weight[:, :inputs].transpose(0, 1)) if need_x else None,
-        d_h,
-        d_c,
-        d_weight,
-        None if d_weight is None else d_bias,
-    )
+    d_x = None
+    if need_x:
+        from_x = weight[:, :inputs].transpose(0, 1)
+        d_x = torch.conv2d(d_frames, from_x) if inputs else torch.zeros_like(x)
+    d_bias = d_frames.sum((0, 2, 3)) if need_bias else None
+    results = (d_x, d_h, d_c, d_weight, d_bias)
     layouts = (layout, layout, layout, torch.contiguous_format, torch.contiguous_format)
     return tuple(
         d.contiguous(memory_format=form) if wanted else x.new_empty(0)

@@ -113,6 +113,8 @@ def _pre_activations(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) 
     """[x, h] and the gates before their activations, in at least float32."""
     wide = torch.promote_types(x.dtype, torch.float32)
     xh = torch.cat([x, h], 1).to(wide)
+    if xh.numel() == 0:  # conv2d takes no empty images
+        return xh, xh.new_zeros(len(xh), len(weight), *xh.shape[2:])
     return xh, F.conv2d(xh, weight.to(wide), None if bias is None else bias.to(wide))
 
 
