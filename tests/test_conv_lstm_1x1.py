@@ -57,7 +57,7 @@ class TestConvLSTM1x1(DifferentiableOpContract):
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
         return [
-            sample(3, 2, 2, 3, 3, 4, **options),
+            sample(3, 2, 4, 6, 3, 5, **options),
             sample(1, 1, 1, 1, 5, 7, save="recompute", **options),
             sample(3, 2, 5, 17, 5, 9, resets=True, bias=False, order="fiog", **options),
             sample(2, 2, 17, 4, 6, 7, resets=True, order="ifog", save="recompute", **options),

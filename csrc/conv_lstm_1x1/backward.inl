@@ -31,49 +31,54 @@ static int64_t conv_lstm_panels_size(const ConvLstmShape& s) {
 }
 
 template <class T>
-static void conv_lstm_pack_backward(const T* __restrict__ weight, Compute<T>* __restrict__ panels,
-                                    const ConvLstmShape& s) {
-  constexpr int64_t kPanel = 4 * Arithmetic<T>::kLanes;
+static void conv_lstm_pack_backward(const T* __restrict__ weight, Compute<T>* memory, const ConvLstmShape& s) {
+  constexpr int64_t kPer = Factors<T>::kPer, kPanel = 4 * Arithmetic<T>::kLanes;
   const Rows rows = rows_of<T>(s);
   const int64_t depth = s.inputs + s.channels;
+  Stored<T>* panels = (Stored<T>*)memory;
   for (int64_t k = 0; k < rows.xh; k += kPanel) {
     const int64_t width = smaller(kPanel, rows.xh - k);
     for (int gate = 0; gate < 4; ++gate) {
       for (int64_t c = 0; c < s.channels; ++c) {
         const T* const row = weight + (first_row(s, gate) + c) * depth;
         for (int64_t j = k; j < k + width; ++j) {
-          const int64_t column = j < rows.x ? (j < s.inputs ? j : -1)
-                                            : (j - rows.x < s.channels ? s.inputs + j - rows.x : -1);
-          *panels++ = column < 0 ? 0 : to_float(row[column]);
+          const int64_t column =
+              j < rows.x ? (j < s.inputs ? j : -1) : (j - rows.x < s.channels ? s.inputs + j - rows.x : -1);
+          panels[(c / kPer * width + j - k) * kPer + c % kPer] =
+              from_float<Stored<T>>(column < 0 ? 0 : to_float(row[column]));
         }
       }
+      panels += s.channels * width;
     }
   }
 }
 
 // Rows of the gates' gradients: a vector more than the gates, which also keeps them off one set of the cache.
-template <class T>
-EVKERNELS_INLINE int64_t gradient_stride(const Rows& rows) {
-  return 4 * rows.h + 16;
-}
+EVKERNELS_INLINE int64_t gradient_stride(const Rows& rows) { return 4 * rows.h + 16; }
 
-template <class R>
+template <class T>
 struct BackwardBuffers {
-  R *xh, *d_xh, *d_h, *d_c, *gates, *d_gates, *panel;
-  int64_t size;
+  Compute<T>*d_xh, *d_h, *d_c, *gates;
+  Stored<T>*xh, *d_gates;
+  // The gates' gradients and a panel of xh as factors of sums over pixels; the former are d_gates itself if kPer is 1.
+  typename Factors<T>::Type *d_gates_factors, *panel;
+  int64_t size;  // in elements of Compute<T>, at most
 };
 template <class T>
-static BackwardBuffers<Compute<T>> backward_buffers(Compute<T>* memory, const ConvLstmShape& s) {
+static BackwardBuffers<T> backward_buffers(Compute<T>* memory, const ConvLstmShape& s) {
   const Rows rows = rows_of<T>(s);
-  BackwardBuffers<Compute<T>> b;
-  b.xh = memory;
-  b.d_xh = b.xh + kTile * rows.xh;
+  using Factor = typename Factors<T>::Type;
+  const int64_t stride = gradient_stride(rows);
+  BackwardBuffers<T> b;
+  b.d_xh = memory;
   b.d_h = b.d_xh + kTile * rows.xh;
   b.d_c = b.d_h + kTile * rows.h;
   b.gates = b.d_c + kTile * rows.h;
-  b.d_gates = b.gates + kTile * 4 * rows.h;
-  b.panel = b.d_gates + kTile * gradient_stride<T>(rows);
-  b.size = b.panel + kTile * 4 * Arithmetic<T>::kLanes - memory;
+  b.xh = (Stored<T>*)(b.gates + kTile * 4 * rows.h);
+  b.d_gates = b.xh + kTile * rows.xh;
+  b.d_gates_factors = (Factor*)(b.d_gates + (Factors<T>::kPer - 1) * kTile * stride);
+  b.panel = (Factor*)(b.d_gates + Factors<T>::kPer * kTile * stride);
+  b.size = (Compute<T>*)(b.panel + kTile * 4 * Arithmetic<T>::kLanes) - memory;
   return b;
 }
 template <class T>
@@ -82,8 +87,8 @@ static int64_t conv_lstm_backward_buffer_size(const ConvLstmShape& s) {
 }
 
 // The activated gates of a tile, [pixel][i, f, g, o][rows.h].
-template <class T, class R>
-static void recompute_gates(const R* __restrict__ xh, const R* __restrict__ packed, R* __restrict__ gates,
+template <class T, class E, class R>
+static void recompute_gates(const E* __restrict__ xh, const E* __restrict__ packed, R* __restrict__ gates,
                             int64_t count, const ConvLstmShape& s) {
   using V = typename Arithmetic<T>::Type;
   const Rows rows = rows_of<T>(s);
@@ -105,9 +110,9 @@ static void recompute_gates(const R* __restrict__ xh, const R* __restrict__ pack
 
 // From activated gates at a stride of `width` each to the gradients of the pre-activations. d_h [kTile, rows.h] is that
 // of the new h, d_c [kTile, rows.h] that of the new c on entry and that of the old c on return.
-template <class T, class S, class G, class R>
+template <class T, class S, class G, class E, class R>
 static void gate_gradients(const G* __restrict__ gates, int64_t width, const S* __restrict__ cells,
-                           const R* __restrict__ d_h, R* __restrict__ d_c, R* __restrict__ d_gates, int64_t count,
+                           const R* __restrict__ d_h, R* __restrict__ d_c, E* __restrict__ d_gates, int64_t count,
                            const ConvLstmShape& s) {
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
@@ -121,9 +126,8 @@ static void gate_gradients(const G* __restrict__ gates, int64_t width, const S* 
       const V c = load_columns(cells + p * s.channels + k, columns);
       const V d_output = load(d_h + p * rows.h + k);
       const V tanh_c = tanh(rounded<S>(multiply_add(i, g, f * c)));
-      const V d_cell =
-          multiply_add(d_output * o, (1.0f - tanh_c) * (1.0f + tanh_c), (V)load(d_c + p * rows.h + k));
-      R* const to = d_gates + p * gradient_stride<T>(rows) + k;
+      const V d_cell = multiply_add(d_output * o, (1.0f - tanh_c) * (1.0f + tanh_c), (V)load(d_c + p * rows.h + k));
+      E* const to = d_gates + p * gradient_stride(rows) + k;
       store(to, d_cell * g * i * (1.0f - i));
       store(to + rows.h, d_cell * c * f * (1.0f - f));
       store(to + 2 * rows.h, d_cell * i * ((1.0f - g) * (1.0f + g)));
@@ -134,81 +138,90 @@ static void gate_gradients(const G* __restrict__ gates, int64_t width, const S* 
 }
 
 // d_xh = d_gates * weight for one panel of `vectors` columns.
-template <int vectors, class V, class R>
-static void input_gradient(const R* __restrict__ d_gates, int64_t stride, const R* __restrict__ panel,
-                           R* __restrict__ d_xh, const Rows& rows, int64_t count, int64_t channels) {
-  constexpr int64_t kWidth = vectors * (sizeof(V) / sizeof(R));
+template <int vectors, class T>
+static void input_gradient(const BackwardBuffers<T>& b, const Stored<T>* __restrict__ panel, int64_t column,
+                           const Rows& rows, int64_t count, int64_t channels) {
+  using V = typename Arithmetic<T>::Type;
+  using Factor = typename Factors<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kWidth = vectors * kLanes, kPer = Factors<T>::kPer;
+  const int64_t stride = gradient_stride(rows);
   for (int64_t first = 0; first < count; first += kRows) {
     V sum[kRows][vectors] = {};
 #pragma GCC unroll 1
     for (int gate = 0; gate < 4; ++gate) {
-      add_product<vectors>(sum, d_gates + first * stride + gate * rows.h, stride, 1, panel + gate * channels * kWidth,
-                           kWidth, channels);
+      add_product<vectors>(sum, (const Factor*)(b.d_gates + first * stride + gate * rows.h), stride / kPer, 1,
+                           (const Factor*)(panel + gate * channels * kWidth), kWidth, channels / kPer);
     }
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) {
-        store(d_xh + (first + m) * rows.xh + n * (sizeof(V) / sizeof(R)), sum[m][n]);
-      }
+      for (int n = 0; n < vectors; ++n) store(b.d_xh + (first + m) * rows.xh + column + n * kLanes, sum[m][n]);
     }
   }
 }
 
-// d_weight += d_gates^T * xh for `vectors` columns of xh, which are copied side by side into `panel` first: at their
-// own stride, often a power of two, they would share few sets of the first-level cache.
-template <int vectors, class V, class R>
-static void weight_gradient(const R* __restrict__ d_gates, int64_t stride, const R* __restrict__ xh,
-                            R* __restrict__ panel, R* __restrict__ d_weight, const Rows& rows, int64_t count) {
-  constexpr int64_t kLanes = sizeof(V) / sizeof(R), kWidth = vectors * kLanes;
-  for (int64_t p = 0; p < count; ++p) {
-    for (int64_t n = 0; n < kWidth; n += kLanes) store(panel + p * kWidth + n, load(xh + p * rows.xh + n));
+// d_weight += d_gates^T * xh for `vectors` columns of xh, which are copied side by side first: at their own stride,
+// often a power of two, they would share few sets of the first-level cache.
+template <int vectors, class T>
+static void weight_gradient(const BackwardBuffers<T>& b, int64_t column, Compute<T>* __restrict__ d_weight,
+                            const Rows& rows, int64_t count) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kWidth = vectors * kLanes, kPer = Factors<T>::kPer;
+  for (int64_t p = 0; p < count; p += kPer) {
+    for (int64_t n = 0; n < kWidth; n += kLanes) {
+      store_factors(b.panel + p / kPer * kWidth + n, b.xh + p * rows.xh + column + n, rows.xh);
+    }
   }
   for (int64_t j = 0; j < 4 * rows.h; j += kRows) {
-    R* const to = d_weight + j * rows.xh;
     // From zero, then added: a sum that starts from a large one rounds every small product to that one's unit.
     V sum[kRows][vectors] = {};
-    add_product<vectors>(sum, d_gates + j, 1, stride, panel, kWidth, count);
+    add_product<vectors>(sum, b.d_gates_factors + j, 1, gradient_stride(rows), b.panel, kWidth,
+                         (count + kPer - 1) / kPer);
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
       for (int n = 0; n < vectors; ++n) {
-        R* const element = to + m * rows.xh + n * kLanes;
+        Compute<T>* const element = d_weight + (j + m) * rows.xh + column + n * kLanes;
         store(element, (V)load(element) + sum[m][n]);
       }
     }
   }
 }
 
-template <int count>
-struct Count {
-  static constexpr int value = count;
-};
-
 // Both products of a step, panel by panel; d_weight may be null.
-template <class V, class R>
-static void step_products(const BackwardBuffers<R>& b, int64_t stride, const R* __restrict__ panels, R* d_weight,
+template <class T>
+static void step_products(const BackwardBuffers<T>& b, const Stored<T>* __restrict__ panels, Compute<T>* d_weight,
                           const Rows& rows, int64_t count, int64_t channels) {
-  constexpr int64_t kLanes = sizeof(V) / sizeof(R), kPanel = 4 * kLanes;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kPanel = 4 * kLanes;
+  if constexpr (Factors<T>::kPer == 2) {
+    const int64_t stride = gradient_stride(rows);
+    if (count % 2) {
+      zero_rows(b.d_gates + count * stride, stride, stride, 1);
+      zero_rows(b.xh + count * rows.xh, rows.xh, rows.xh, 1);
+    }
+    for (int64_t p = 0; d_weight && p < count; p += 2) {
+      for (int64_t j = 0; j < stride; j += kLanes) {
+        store_factors(b.d_gates_factors + p / 2 * stride + j, b.d_gates + p * stride + j, stride);
+      }
+    }
+  }
+  const auto run = [&](auto input, auto weight, int64_t k) __attribute__((always_inline)) {
+    input(b, panels + 4 * channels * k, k, rows, count, channels);
+    if (d_weight) weight(b, k, d_weight, rows, count);
+  };
   for (int64_t k = 0; k < rows.xh; k += kPanel) {
-    const R* const panel = panels + 4 * channels * k;
-    const auto run = [&](auto vectors) __attribute__((always_inline)) {
-      constexpr int kVectors = decltype(vectors)::value;
-      input_gradient<kVectors, V>(b.d_gates, stride, panel, b.d_xh + k, rows, count, channels);
-      if (d_weight) weight_gradient<kVectors, V>(b.d_gates, stride, b.xh + k, b.panel, d_weight + k, rows, count);
-    };
     switch (smaller(kPanel, rows.xh - k) / kLanes) {
       case 1:
-        run(Count<1>{});
+        run(input_gradient<1, T>, weight_gradient<1, T>, k);
         break;
       case 2:
-        run(Count<2>{});
+        run(input_gradient<2, T>, weight_gradient<2, T>, k);
         break;
       case 3:
-        run(Count<3>{});
+        run(input_gradient<3, T>, weight_gradient<3, T>, k);
         break;
       default:
-        run(Count<4>{});
+        run(input_gradient<4, T>, weight_gradient<4, T>, k);
     }
   }
 }
@@ -222,8 +235,8 @@ static void conv_lstm_backward(const ConvLstmBackward<T, S>& d, const Compute<T>
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const Rows rows = rows_of<T>(s);
-  const BackwardBuffers<R> b = backward_buffers<T>(memory, s);
-  const int64_t frame_x = s.inputs * s.pixels, frame_h = s.channels * s.pixels, stride = gradient_stride<T>(rows);
+  const BackwardBuffers<T> b = backward_buffers<T>(memory, s);
+  const int64_t frame_x = s.inputs * s.pixels, frame_h = s.channels * s.pixels, stride = gradient_stride(rows);
   const int64_t sums_size = conv_lstm_sums_size<T>(s), per_group = tiles_per_group(s);
   for (int64_t group = begin; group < end; ++group) {
     R* const d_weight = sums + group * sums_size;
@@ -263,10 +276,11 @@ static void conv_lstm_backward(const ConvLstmBackward<T, S>& d, const Compute<T>
           gate_gradients<T>(d.gates + 4 * pixel * s.channels, s.channels, cells, b.d_h, b.d_c, b.d_gates, tile.count,
                             s);
         } else {
-          recompute_gates<T>(b.xh, packed, b.gates, tile.count, s);
+          recompute_gates<T>(b.xh, (const Stored<T>*)packed, b.gates, tile.count, s);
           gate_gradients<T>(b.gates, rows.h, cells, b.d_h, b.d_c, b.d_gates, tile.count, s);
         }
-        step_products<V>(b, stride, panels, d.needs_weight ? d_weight : nullptr, rows, tile.count, s.channels);
+        step_products<T>(b, (const Stored<T>*)panels, d.needs_weight ? d_weight : nullptr, rows, tile.count,
+                         s.channels);
         for (int64_t j = 0; j < 4 * rows.h; j += kLanes) {
           V sums[4] = {};
           for (int64_t p = 0; p < tile.count; ++p) sums[p % 4] += (V)load(b.d_gates + p * stride + j);

@@ -46,13 +46,13 @@ inline ConvLstmCall prepare_conv_lstm(Tensor& x, Tensor& h, Tensor& c, Tensor& w
   STD_TORCH_CHECK(has_shape(weight, {4 * s.channels, s.inputs + s.channels, 1, 1}),
                   "weight must be [4*C, Cin + C, 1, 1]");
   STD_TORCH_CHECK(!bias.has_value() || has_shape(*bias, {4 * s.channels}), "bias must be [4*C]");
-  STD_TORCH_CHECK(!reset.has_value() || (reset->scalar_type() == ScalarType::Bool && reset->dim() == 2 &&
-                                         reset->numel() == x.size(0)),
+  STD_TORCH_CHECK(!reset.has_value() ||
+                      (reset->scalar_type() == ScalarType::Bool && reset->dim() == 2 && reset->numel() == x.size(0)),
                   "reset must be bool [T, N]");
   const auto dtype = x.scalar_type();
-  STD_TORCH_CHECK(h.scalar_type() == dtype && weight.scalar_type() == dtype &&
-                      (!bias.has_value() || bias->scalar_type() == dtype),
-                  "h, weight and bias must have the dtype of x");
+  STD_TORCH_CHECK(
+      h.scalar_type() == dtype && weight.scalar_type() == dtype && (!bias.has_value() || bias->scalar_type() == dtype),
+      "h, weight and bias must have the dtype of x");
   x = in_layout(x, call.layout);
   h = in_layout(h, call.layout);
   c = in_layout(c, call.layout);

@@ -3,7 +3,8 @@
 // No pixel touches another, so a tile of kTile pixels runs through all steps with its state in the second-level cache.
 // Within it rows are pixels and vectors run over channels, whatever the layout of the frames: NCHW is transposed while
 // a tile is loaded and stored. The product keeps kRows pixels by the four gates of `lanes` channels in registers, so
-// that the gate stage is its epilogue. The weights are packed in panels [Cin + C, 4, lanes], one per vector of channels.
+// that the gate stage is its epilogue. The weights are packed in panels [Cin + C, 4, lanes], one per vector of
+// channels.
 //
 // Every gate is one sum over x's channels, then h's, in ascending order, then the bias, whatever the tile: results do
 // not depend on threads. Padding in rows (to whole vectors) and behind the last pixel is computed but never read into a
@@ -11,9 +12,9 @@
 
 #include "lstm_gates/math.inl"
 #include "conv_lstm_1x1/tiles.inl"
+#include "conv_lstm_1x1/product.inl"
 
-constexpr int kRows = EVKERNELS_LANES == 16 ? 6 : 3;
-// A multiple of kRows and of the lanes.
+// Pixels of a tile: a multiple of kRows and of the lanes.
 constexpr int64_t kTile = 96;
 
 // Strides of a tile's rows: x and h side by side, each from a whole vector on.
@@ -35,20 +36,21 @@ EVKERNELS_INLINE int64_t first_row(const ConvLstmShape& s, int gate) {
   return places[gate] * s.channels;
 }
 
-// Elements of the packed weights: panels, then the bias [vectors of channels, 4, lanes].
+// Elements of the packed weights, at most: panels, then the bias [vectors of channels, 4, lanes].
 template <class T>
 static int64_t conv_lstm_packed_size(const ConvLstmShape& s) {
   return 4 * rows_of<T>(s).h * (s.inputs + s.channels + 1);
 }
 
 template <class T>
-static void conv_lstm_pack(const T* __restrict__ weight, const T* __restrict__ bias, Compute<T>* __restrict__ packed,
+static void conv_lstm_pack(const T* __restrict__ weight, const T* __restrict__ bias, Compute<T>* memory,
                            const ConvLstmShape& s) {
-  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kStrip = 16;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kStrip = 16, kPer = Factors<T>::kPer;
   const int64_t depth = s.inputs + s.channels, channels = rows_of<T>(s).h;
-  Compute<T>* const packed_bias = packed + 4 * channels * depth;
+  Stored<T>* const packed = (Stored<T>*)memory;
+  Compute<T>* const packed_bias = (Compute<T>*)(packed + 4 * channels * depth);
   for (int64_t c = 0; c < channels; c += kLanes) {
-    Compute<T>* const panel = packed + 4 * c * depth;
+    Stored<T>* const panel = packed + 4 * c * depth;
     for (int gate = 0; gate < 4; ++gate) {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const bool real = c + lane < s.channels;
@@ -63,27 +65,10 @@ static void conv_lstm_pack(const T* __restrict__ weight, const T* __restrict__ b
         const bool real = c + lane < s.channels;
         const T* const row = weight + (real ? first_row(s, column / kLanes) + c + lane : 0) * depth;
         for (int64_t k = strip; k < smaller(strip + kStrip, depth); ++k) {
-          panel[k * 4 * kLanes + column] = real ? to_float(row[k]) : 0;
+          panel[(k / kPer * 4 * kLanes + column) * kPer + k % kPer] =
+              from_float<Stored<T>>(real ? to_float(row[k]) : 0);
         }
       }
-    }
-  }
-}
-
-// sum[m][n] += sum over k of a[m * a_stride + k * a_step] * b[k * b_stride + n * lanes].
-template <int vectors, class V, class R>
-EVKERNELS_INLINE void add_product(V (&sum)[kRows][vectors], const R* __restrict__ a, int64_t a_stride, int64_t a_step,
-                                  const R* __restrict__ b, int64_t b_stride, int64_t depth) {
-  constexpr int kLanes = sizeof(V) / sizeof(R);
-  for (int64_t k = 0; k < depth; ++k) {
-    V column[vectors];
-#pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) column[n] = load(b + k * b_stride + n * kLanes);
-#pragma GCC unroll 6
-    for (int m = 0; m < kRows; ++m) {
-      const V row = a[m * a_stride + k * a_step] - V{};
-#pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) sum[m][n] = multiply_add(row, column[n], sum[m][n]);
     }
   }
 }
@@ -113,20 +98,23 @@ EVKERNELS_INLINE typename Arithmetic<T>::Type load_columns(const T* from, int64_
 }
 
 // The pre-activations of kRows pixels of `xh`, for one vector of channels at c, into sum[pixel][i, f, g, o].
-template <class T, class V, class R>
-EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const R* __restrict__ xh, const Rows& rows,
-                                    const R* __restrict__ packed, int64_t c, const ConvLstmShape& s) {
+template <class T, class V, class E>
+EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const E* __restrict__ xh, const Rows& rows,
+                                    const E* __restrict__ packed, int64_t c, const ConvLstmShape& s) {
+  using Factor = typename Factors<T>::Type;
+  constexpr int64_t kPer = Factors<T>::kPer;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const int64_t depth = s.inputs + s.channels;
-  const R* const panel = packed + 4 * c * depth;
-  const R* const bias = packed + 4 * rows.h * depth + 4 * c;
+  const E* const panel = packed + 4 * c * depth;
+  const Compute<T>* const bias = (const Compute<T>*)(packed + 4 * rows.h * depth) + 4 * c;
 #pragma GCC unroll 6
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) sum[m][n] = V{};
   }
-  add_product<4>(sum, xh, rows.xh, 1, panel, 4 * kLanes, s.inputs);
-  add_product<4>(sum, xh + rows.x, rows.xh, 1, panel + s.inputs * 4 * kLanes, 4 * kLanes, s.channels);
+  add_product<4>(sum, (const Factor*)xh, rows.xh / kPer, 1, (const Factor*)panel, 4 * kLanes, s.inputs / kPer);
+  add_product<4>(sum, (const Factor*)(xh + rows.x), rows.xh / kPer, 1, (const Factor*)(panel + s.inputs * 4 * kLanes),
+                 4 * kLanes, s.channels / kPer);
   // The bias comes last: a sum that starts from a large one rounds every small product to the bias's own unit.
 #pragma GCC unroll 6
   for (int m = 0; m < kRows; ++m) {
@@ -137,9 +125,9 @@ EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const R* __restrict__ xh
 
 // One step of a tile: `cell` [kTile, rows.h] is updated in place, h goes to `h_next` at the stride of `xh`. `gates`, if
 // not null, takes the activated gates, [pixel][i, f, g, o][C].
-template <class T, class S, class R>
-static void conv_lstm_step(const R* __restrict__ xh, const R* __restrict__ packed, R* __restrict__ cell,
-                           R* __restrict__ h_next, T* __restrict__ gates, int64_t count, const ConvLstmShape& s) {
+template <class T, class S, class E, class R>
+static void conv_lstm_step(const E* __restrict__ xh, const E* __restrict__ packed, R* __restrict__ cell,
+                           E* __restrict__ h_next, T* __restrict__ gates, int64_t count, const ConvLstmShape& s) {
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const Rows rows = rows_of<T>(s);
@@ -153,7 +141,8 @@ static void conv_lstm_step(const R* __restrict__ xh, const R* __restrict__ packe
         const V i = sigmoid(sum[m][0]), f = sigmoid(sum[m][1]), g = tanh(sum[m][2]), o = sigmoid(sum[m][3]);
         const V c_next = rounded<S>(multiply_add(i, g, f * load(state)));
         store(state, c_next);
-        store(h_next + (first + m) * rows.xh + c, rounded<T>(o * tanh(c_next)));
+        const V h = o * tanh(c_next);
+        store(h_next + (first + m) * rows.xh + c, sizeof(E) == sizeof(T) ? h : rounded<T>(h));
         if (gates && first + m < count) {
           T* const kept = gates + (first + m) * 4 * s.channels + c;
           store_columns(kept, i, s.channels - c);
@@ -166,7 +155,7 @@ static void conv_lstm_step(const R* __restrict__ xh, const R* __restrict__ packe
   }
 }
 
-// Elements that each thread needs: x and h of two steps, c.
+// Elements that each thread needs, at most: c, x and h of two steps.
 template <class T>
 static int64_t conv_lstm_buffer_size(const ConvLstmShape& s) {
   const Rows rows = rows_of<T>(s);
@@ -179,8 +168,9 @@ static void conv_lstm_forward(const ConvLstmForward<T, S>& d, const Compute<T>* 
                               const ConvLstmShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   const Rows rows = rows_of<T>(s);
-  R* const xh[2] = {buffer, buffer + kTile * rows.xh};
-  R* const cell = xh[1] + kTile * rows.xh;
+  R* const cell = buffer;
+  Stored<T>* const first_xh = (Stored<T>*)(cell + kTile * rows.h);
+  Stored<T>* const xh[2] = {first_xh, first_xh + kTile * rows.xh};
   const int64_t frame_x = s.inputs * s.pixels, frame_h = s.channels * s.pixels;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t sample = index / tiles_of_frame(s), first = (index - sample * tiles_of_frame(s)) * kTile;
@@ -190,14 +180,14 @@ static void conv_lstm_forward(const ConvLstmForward<T, S>& d, const Compute<T>* 
     load_tile(d.c + sample * frame_h, s.channels, tile, cell, rows.h);
     for (int64_t t = 0; t < s.steps; ++t) {
       const int64_t frame = t * s.batch + sample;
-      R *const now = xh[t % 2], *const next = xh[(t + 1) % 2];
+      Stored<T>*const now = xh[t % 2], *const next = xh[(t + 1) % 2];
       load_tile(d.x + frame * frame_x, s.inputs, tile, now, rows.xh);
       if (d.reset && d.reset[frame]) {
         zero_rows(now + rows.x, rows.xh, rows.h, tile.count);
         zero_rows(cell, rows.h, rows.h, tile.count);
       }
       if (d.cells) store_tile(d.cells + frame * frame_h, s.channels, by_pixel, cell, rows.h);
-      conv_lstm_step<T, S>(now, packed, cell, next + rows.x,
+      conv_lstm_step<T, S>(now, (const Stored<T>*)packed, cell, next + rows.x,
                            d.gates ? d.gates + 4 * (frame * frame_h + first * s.channels) : nullptr, tile.count, s);
       store_tile(d.output + frame * frame_h, s.channels, tile, next + rows.x, rows.xh);
     }

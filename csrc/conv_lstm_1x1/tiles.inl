@@ -1,5 +1,6 @@
-// Tiles of pixels for conv_lstm_1x1, see loops.inl: from a frame in either layout and any dtype to rows [pixel][channel]
-// of the type of the computation, and back. NCHW is transposed in registers, a square of `lanes` at a time.
+// Tiles of pixels for conv_lstm_1x1, see loops.inl: from a frame in either layout and any dtype to rows
+// [pixel][channel] of the type of the computation, and back. NCHW is transposed in registers, a square of `lanes` at a
+// time.
 
 EVKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 EVKERNELS_INLINE int64_t round_up(int64_t a, int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
