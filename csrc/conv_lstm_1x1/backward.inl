@@ -5,6 +5,10 @@
 // and with [x, h], summed over the pixels, to the weight's own. The tiles are dealt to groups by the shape alone, each
 // group adds up its tiles in float32, and the groups are added up in their order: the same bits for any number of
 // threads.
+//
+// Forward and gradient in float32, as in loops.inl, NCHW: kept gates 504 | 285 ms, recomputed ones 409 | 373 ms, plain
+// PyTorch 1243 | 641 ms. Keeping costs its page faults, four values per element and step, whatever C; computing again
+// costs products that grow with C.
 
 constexpr int64_t kGroups = 16;
 

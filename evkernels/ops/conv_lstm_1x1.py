@@ -45,7 +45,8 @@ def conv_lstm_1x1(
         reset: bool [T, N] or None; where true, the sample's h and c are zero before that step, whatever they held.
         order: Which block is which: a permutation of "ifgo" (input, forget, cell candidate, output).
         save: What the gradient keeps beside the arguments and the output: "gates" is the activated gates and c of
-            every step (5*C values per pixel), "recompute" c alone (C values), for one product more.
+            every step (5*C values per pixel), "recompute" c alone (C values) for one product more, which on the CPU
+            is also faster for small C (64, not 256).
 
     Returns:
         output, c_last: h of every step [T, N, C, H, W] in the dtype of `x`, frame by frame channels_last where the
