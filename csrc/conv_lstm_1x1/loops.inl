@@ -6,9 +6,9 @@
 // that the gate stage is its epilogue. The weights are packed in panels [Cin + C, 4, lanes], one per vector of
 // channels.
 //
-// Times, one thread of a Zen 5 at 4 GHz, ten steps of two samples, C = 64 at 90x160 | C = 256 at 23x40:
-//   multiplications alone, at the 260 GFLOP/s of this register block        73 |  74 ms
-//   bytes alone: x and the output once, at 10 GB/s                          15 |   4 ms
+// Times, one thread of a Zen 5 with AVX-512, ten steps of two samples, C = 64 at 90x160 | C = 256 at 23x40:
+//   products alone, at the 260 GFLOP/s of this register block in a loop      73 |  74 ms
+//   bytes alone: a copy from x to the output                                 5 |   2 ms
 //   the same products by the library's sgemm, whole or by tiles            174-205 | 188-192 ms
 //   this file, NCHW | channels_last                                  150, 143 |  93, 91 ms
 // so that a library product per tile with the gate stage behind it lost before its first gate: on this processor its

@@ -57,11 +57,11 @@ def conv_lstm_1x1(
         ValueError: if shapes or devices disagree, T is 0, `order` is no permutation of "ifgo" or `save` is neither.
 
     Computed in float32 (float64 for float64); h and c are rounded to their dtypes at every step, so that a sequence
-    equals its steps. Contiguous and channels_last frames are read in place, other strides are copied first. Under
-    autocast all tensors are cast to the autocast dtype except `c`, which becomes float32. Deterministic; on the CPU the
-    results and gradients have the same bits for any number of threads. Differentiable to any order; double backward,
-    forward mode and torch.func run on the reference. Source: Shi et al. 2015 (arXiv:1506.04214), eq. 3 without
-    peepholes.
+    equals its steps; the gradient may round those of the gates to bfloat16 beside a bfloat16 `x`. Contiguous and
+    channels_last frames are read in place, other strides are copied first. Under autocast all tensors are cast to the
+    autocast dtype except `c`, which becomes float32. Deterministic; on the CPU the results and gradients have the
+    same bits for any number of threads. Differentiable to any order; double backward, forward mode and torch.func run
+    on the reference. Source: Shi et al. 2015 (arXiv:1506.04214), eq. 3 without peepholes.
     """
     _check(x, h, c, weight, bias, reset, order, save)
     if registration.needs_reference():
