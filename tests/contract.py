@@ -34,6 +34,10 @@ class OpContract:
         """The same in plain PyTorch, computing in the dtype of its arguments."""
         raise AssertionError("a subclass must define eager")
 
+    def other_eagers(self) -> list:
+        """Further ways to write `eager`, which sum in another order: see `evkernels.testing.assert_matches`."""
+        return []
+
     def samples(self, dtype: torch.dtype, layout: str, large: bool) -> list[tuple]:
         """Argument tuples on the CPU: sizes 1, odd, one more than a vector; with `large` also several tasks' worth."""
         raise AssertionError("a subclass must define samples")
@@ -60,6 +64,7 @@ class OpContract:
             on_device = to_device(arguments, backend.device)
             result = self.op(*on_device)
             others = [self.eager(*same) for same in in_each_layout(arguments)]
+            others += [other(*arguments) for other in self.other_eagers()]
             assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments), others=others)
             assert_unchanged(arguments if backend.device == "cpu" else on_device, before)
             assert_no_alias(result, on_device)
@@ -168,6 +173,7 @@ class DifferentiableOpContract(OpContract):
             actual = gradients(self.op, to_device(arguments, backend.device))
             exact = gradients(self.eager, widened(arguments))
             others = [gradients(self.eager, same) for same in in_each_layout(arguments)]
+            others += [gradients(other, arguments) for other in self.other_eagers()]
             assert_matches(actual, exact, gradients(self.eager, arguments), "gradient", others)
 
     def test_gradcheck(self, backend):

@@ -25,6 +25,11 @@ LAYERS = [
     "tests/test_{}.py",
     *["benchmarks/bench_{}.py"] * (ROOT / "benchmarks").is_dir(),
 ]
+# Layers that a stem does without, and why.
+EXCEPTIONS = {
+    # On a device a step is a library's product and lstm_gates: ops/conv_lstm_1x1_composed.py.
+    "conv_lstm_1x1": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+}
 FOLDERS = ("evkernels", "csrc", "triton_kernels", "tests", "benchmarks", "tools")
 SUFFIXES = (".py", ".cpp", ".h", ".inl", ".cuh", ".cu")
 FILES = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
@@ -42,7 +47,8 @@ def test_there_are_ops_and_sources():
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_stem_has_a_file_in_every_layer(stem):
-    assert [layer.format(stem) for layer in LAYERS if not (ROOT / layer.format(stem)).exists()] == []
+    wanted = [layer for layer in LAYERS if layer not in EXCEPTIONS.get(stem, ())]
+    assert [layer.format(stem) for layer in wanted if not (ROOT / layer.format(stem)).exists()] == []
 
 
 def test_no_folder_or_file_belongs_to_no_op_or_model():

@@ -138,6 +138,29 @@ class ConvLSTMCell(RecurrentCell):
         """Zero h and c for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x), self._zeros(x)
 
+    def _run(self, x, state, reset, active):
+        if active is not None or not self._is_one_op:
+            return super()._run(x, state, reset, active)
+        h, c = self.initial_state(x[0]) if state is None else state
+        self._check_state("h", h, x[0])
+        self._check_state("c", c, x[0])
+        output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, self.conv.weight, self.conv.bias, reset, self.order)
+        return output, (output[-1], c)
+
+    @property
+    def _is_one_op(self) -> bool:
+        """Whether no pixel touches another and nothing but the op acts on the state: it runs whole sequences then."""
+        drops = self.training and (self.recurrent_dropout or self.cell_dropout)
+        return (
+            # A convolution that somebody has replaced or parametrised is called as it is.
+            type(self.conv) is nn.Conv2d
+            and self.kernel_size == 1
+            and not (self._convolves_input or drops or self.zoneout or self.zoneout_c)
+            and self.norm is None
+            and self.peephole is None
+            and (self.gate_activation, self.activation) == ("sigmoid", "tanh")
+        )
+
     def _step(self, mask):
         def step(frame, state):
             h, c = state

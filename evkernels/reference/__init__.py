@@ -4,6 +4,7 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.conv_lstm_1x1 import conv_lstm_1x1, conv_lstm_1x1_backward, conv_lstm_1x1_kernel
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
 from evkernels.reference.gru_gates import (
@@ -20,6 +21,9 @@ from evkernels.reference.time_surface import decayed_time_surface_kernel, time_s
 from evkernels.reference.voxel_grid import voxel_grid, voxel_grid_backward, voxel_grid_kernel
 
 __all__ = [
+    "conv_lstm_1x1",
+    "conv_lstm_1x1_backward",
+    "conv_lstm_1x1_kernel",
     "decayed_time_surface_kernel",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",

@@ -1,0 +1,304 @@
+"""conv_lstm_1x1: the contract of every op, and what is special to this one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import DifferentiableOpContract, gradients, requiring_grad, to_device, weighted_sum, widened
+
+from evkernels import nn, ops
+from evkernels.testing import assert_matches, tensor
+
+
+def one_product(x, h, weight, bias):
+    return F.conv2d(torch.cat([x, h], dim=1), weight, bias)
+
+
+def two_products(x, h, weight, bias):
+    """As PlainLSTM2d and torch.nn.LSTM do it."""
+    inputs = x.shape[1]
+    return F.conv2d(x, weight[:, :inputs], bias) + F.conv2d(h, weight[:, inputs:])
+
+
+def linear(x, h, weight, bias):
+    pixels = torch.cat([h, x], dim=1).movedim(1, -1)
+    weight = torch.cat([weight[:, x.shape[1] :], weight[:, : x.shape[1]]], dim=1)
+    return F.linear(pixels, weight.flatten(1), bias).movedim(-1, 1)
+
+
+def eager(x, h, c, weight, bias=None, reset=None, order="ifgo", save="gates", product=one_product):
+    output = []
+    for t in range(x.shape[0]):
+        if reset is not None:
+            h, c = (state.masked_fill(reset[t][:, None, None, None], 0) for state in (h, c))
+        pre = product(x[t], h, weight, bias)
+        blocks = dict(zip(order, pre.chunk(4, dim=1), strict=True))
+        c = (blocks["f"].sigmoid() * c + blocks["i"].sigmoid() * blocks["g"].tanh()).to(c.dtype)
+        h = (blocks["o"].sigmoid() * c.tanh()).to(x.dtype)
+        output.append(h)
+    return torch.stack(output), c
+
+
+def in_frames(function):
+    """`function` with its sequence as frames [T*N, ...], four dimensions that a layout can be given to."""
+
+    def call(frames, h, *rest):
+        return function(frames.unflatten(0, (-1, h.shape[0])), h, *rest)
+
+    return call
+
+
+def sample(t, n, inputs, channels, height, width, bias=True, resets=False, order="ifgo", save="gates", **options):
+    """Arguments for one call, x as frames; `options` are the dtype and layout of x, h and c."""
+    dtype = options.get("dtype", torch.float32)
+    depth = inputs + channels
+    return (
+        tensor(t * n, inputs, height, width, seed=1, **options),
+        tensor(n, channels, height, width, seed=2, **options),
+        tensor(n, channels, height, width, seed=3, **options),
+        tensor(4 * channels, depth, 1, 1, dtype=dtype, seed=4) * depth**-0.5,
+        tensor(4 * channels, dtype=dtype, seed=5) if bias else None,
+        tensor(t, n, seed=6) > 0.5 if resets else None,
+        order,
+        save,
+    )
+
+
+class TestConvLSTM1x1(DifferentiableOpContract):
+    def op(self, *arguments):
+        return in_frames(ops.conv_lstm_1x1)(*arguments)
+
+    def eager(self, *arguments):
+        return in_frames(eager)(*arguments)
+
+    def other_eagers(self):
+        return [lambda *a, p=product: in_frames(eager)(*a, p) for product in (two_products, linear)]
+
+    def samples(self, dtype, layout, large):
+        options = {"dtype": dtype, "layout": layout}
+        return [
+            sample(3, 2, 4, 6, 3, 7, **options),
+            sample(1, 1, 1, 2, 5, 7, save="recompute", **options),
+            sample(3, 2, 5, 17, 5, 9, resets=True, bias=False, order="fiog", **options),
+            sample(2, 2, 17, 4, 6, 7, order="ifog", save="recompute", **options),
+            *[sample(2, 3, 20, 33, 11, 27, resets=True, **options)] * (large and dtype != torch.float64),
+        ]
+
+    def tiny(self):
+        return sample(2, 2, 1, 2, 1, 2, dtype=torch.float64)
+
+    def empty_samples(self):
+        return [sample(2, 1, 0, 4, 2, 3)]
+
+    @pytest.mark.parametrize("save", ["gates", "recompute"])
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_gradcheck_with_reset(self, backend, steps, save):
+        arguments = sample(steps, 2, 2, 3, 1, 2, resets=True, order="oigf", save=save, dtype=torch.float64)
+        arguments[5][0, 1] = True
+        given = requiring_grad(to_device(arguments, backend.device))
+        assert torch.autograd.gradcheck(self.op, given, check_undefined_grad=True, fast_mode=True)
+
+    def test_both_ways_to_save_give_the_same_gradients(self, backend):
+        arguments = sample(4, 2, 5, 19, 4, 7, resets=True)
+        results = []
+        for save in ("gates", "recompute"):
+            results.append(gradients(self.op, to_device((*arguments[:-1], save), backend.device)))
+        torch.testing.assert_close(*results)
+
+    @pytest.mark.parametrize("pixels", [1, 5, 6, 7, 95, 96, 97, 200])
+    def test_tiles_cover_every_number_of_pixels(self, backend, pixels):
+        pixels = min(pixels, 20) if backend.is_slow else pixels
+        for layout in ("contiguous", "channels_last"):
+            arguments = sample(2, 2, 3, 5, 1, pixels, layout=layout, dtype=torch.float64)
+            arguments = [v.float() if isinstance(v, torch.Tensor) else v for v in arguments]
+            result = self.op(*to_device(arguments, backend.device))
+            assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
+
+    @pytest.mark.parametrize(("batch", "height", "width"), [(0, 2, 3), (2, 0, 3), (2, 4, 0)])
+    @pytest.mark.parametrize("save", ["gates", "recompute"])
+    def test_nothing_to_do(self, backend, batch, height, width, save):
+        """No samples or no pixels, which PyTorch's convolution does not take."""
+        x, h = torch.empty(3, batch, 4, height, width), torch.empty(batch, 5, height, width)
+        parameters = tensor(20, 9, 1, 1), tensor(20), torch.ones(3, batch, dtype=torch.bool)
+        given = requiring_grad(to_device((x, h, h.clone(), *parameters), backend.device))
+        output, c_last = ops.conv_lstm_1x1(*given, save=save)
+        assert (output.shape, c_last.shape) == ((3, batch, 5, height, width), (batch, 5, height, width))
+        weighted_sum([output, c_last]).backward()
+        assert all(value.grad.eq(0).all() for value in given[:5])
+
+    def test_equals_its_steps(self, backend, dtype):
+        """A sequence has the bits of as many calls of one step."""
+        frames, h, c, *rest = to_device(sample(3, 2, 5, 18, 3, 7, dtype=dtype), backend.device)
+        x = frames.unflatten(0, (3, 2))
+        expected, c_expected = ops.conv_lstm_1x1(x, h, c, *rest)
+        for t in range(3):
+            output, c = ops.conv_lstm_1x1(x[t : t + 1], h, c, *rest)
+            h = output[0]
+            assert torch.equal(h, expected[t])
+        assert torch.equal(c, c_expected)
+
+    def test_reset_equals_a_new_start_even_from_nan(self, backend):
+        frames, h, c, weight, bias, *_ = to_device(sample(4, 2, 3, 5, 3, 4), backend.device)
+        x = frames.unflatten(0, (4, 2))
+        reset = torch.zeros(4, 2, dtype=torch.bool, device=backend.device)
+        reset[2, 1] = reset[0, 0] = True
+        h, c = h.clone(), c.clone()
+        h[0] = c[0] = float("nan")
+        given = requiring_grad((x, h, c, weight, bias))
+        output, c_last = ops.conv_lstm_1x1(*given, reset)
+        zeros = torch.zeros_like(h)
+        again, c_again = ops.conv_lstm_1x1(x[2:], zeros, zeros, weight, bias)
+        assert torch.equal(output[2:, 1], again[:, 1])
+        assert torch.equal(c_last[1], c_again[1])
+        assert torch.equal(output[:, 0], ops.conv_lstm_1x1(x, zeros, zeros, weight, bias)[0][:, 0])
+        weighted_sum([output, c_last]).backward()
+        assert all(value.grad.isfinite().all() for value in given)
+        assert given[1].grad[0].eq(0).all()
+        assert given[2].grad[0].eq(0).all()
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e4, -1e30])
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    def test_extreme_values_stay_in_their_pixel(self, backend, value, memory):
+        arguments = sample(3, 1, 3, 5, 4, 5, layout=memory)
+        arguments[0][1, 1, 2, 3] = value
+        exact, plain = self.eager(*widened(arguments)), self.eager(*arguments)
+        assert_matches(self.op(*to_device(arguments, backend.device)), exact, plain)
+
+    @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+    def test_wide_cell_state(self, backend, narrow):
+        arguments = list(sample(3, 2, 6, 20, 5, 7, resets=True, dtype=narrow))
+        arguments[2] = arguments[2].float()
+        on_device = to_device(arguments, backend.device)
+        result = self.op(*on_device)
+        assert [part.dtype for part in result] == [narrow, torch.float32]
+        eagers = [self.eager, lambda *a: in_frames(eager)(*a[:2], a[2].to(narrow), *a[3:])]
+        exact = self.eager(*widened(arguments))
+        others = [tuple(part.to(mine.dtype) for part, mine in zip(eagers[1](*arguments), result, strict=True))]
+        assert_matches(result, exact, self.eager(*arguments), others=others)
+        assert_matches(
+            gradients(self.op, on_device),
+            gradients(self.eager, widened(arguments)),
+            gradients(self.eager, arguments),
+        )
+
+    @pytest.mark.parametrize("kept", [[0], [1], [2], [3], [4], [3, 4], [0, 1, 2]])
+    def test_gradients_of_some_arguments(self, backend, kept):
+        arguments = sample(3, 2, 3, 4, 2, 3, resets=True, dtype=torch.float64)
+        expected = gradients(self.eager, arguments)
+        given = list(to_device(arguments, backend.device))
+        for k in kept:
+            given[k] = given[k].detach().requires_grad_()
+        weighted_sum(self.op(*given)).backward()
+        for k in kept:
+            torch.testing.assert_close(given[k].grad.cpu(), expected[k], rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("used", [0, 1])
+    def test_gradient_of_one_result(self, backend, used):
+        arguments = sample(3, 2, 3, 4, 2, 3, dtype=torch.float64)
+        expected = gradients(lambda *a: self.eager(*a)[used], arguments)
+        actual = gradients(lambda *a: self.op(*a)[used], to_device(arguments, backend.device))
+        torch.testing.assert_close([d.cpu() for d in actual], list(expected), rtol=1e-10, atol=1e-10)
+
+    def test_nothing_is_kept_without_gradients(self):
+        arguments = sample(2, 1, 3, 4, 2, 3)
+        with torch.no_grad():
+            results = torch.ops.evkernels.conv_lstm_1x1(*arguments[:-1], "none")
+        assert [part.numel() for part in results[2:]] == [0, 0]
+
+    def test_autocast_keeps_c_in_float32(self):
+        arguments = sample(3, 2, 4, 5, 3, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, c_last = self.op(*arguments)
+        narrow = [v.bfloat16() if isinstance(v, torch.Tensor) and k != 2 else v for k, v in enumerate(arguments)]
+        expected, c_expected = self.op(*narrow)
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, expected)
+        assert torch.equal(c_last, c_expected)
+
+    def test_channels_last_frames_stay_channels_last(self, backend):
+        for layout in ("contiguous", "channels_last"):
+            given = requiring_grad(to_device(sample(3, 2, 4, 5, 3, 6, layout=layout), backend.device))
+            output, c_last = self.op(*given)
+            form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+            assert output.flatten(0, 1).is_contiguous(memory_format=form)
+            assert c_last.is_contiguous(memory_format=form)
+
+    def test_long_sequence_stays_accurate(self, backend):
+        steps = 20 if backend.is_slow else 300
+        arguments = sample(steps, 1, 4, 6, 1, 3)
+        result = self.op(*to_device(arguments, backend.device))
+        assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({0: (2, 3, 4, 5)}, ValueError, r"x must be \[T, N, Cin, H, W\].*got \(2, 3, 4, 5\)"),
+            ({0: (0, 2, 3, 4, 5)}, ValueError, r"x must be .*T at least 1, got \(0, 2, 3, 4, 5\)"),
+            ({1: (2, 6, 4, 4)}, ValueError, r"h must be .* = \(2, 6, 4, 5\), got \(2, 6, 4, 4\)"),
+            ({2: (2, 5, 4, 5)}, ValueError, r"c must be .* = \(2, 6, 4, 5\), got \(2, 5, 4, 5\)"),
+            ({3: (24, 8, 1, 1)}, ValueError, r"weight must be .*Cin = 3, C = 6 = \(24, 9, 1, 1\), got \(24, 8, 1, 1\)"),
+            ({3: (24, 9)}, ValueError, r"weight must be"),
+            ({4: (6,)}, ValueError, r"bias must be .* = \(24,\), got \(6,\)"),
+            ({5: torch.zeros(2, 2)}, TypeError, "reset must be of dtype torch.bool"),
+            ({5: torch.zeros(2, dtype=torch.bool)}, ValueError, r"reset must be \[T, N\] = \(3, 2\), got \(2,\)"),
+            ({6: "ifgg"}, ValueError, "order must hold"),
+            ({7: "all"}, ValueError, "save must be 'gates' or 'recompute', got 'all'"),
+            ({1: torch.zeros(2, 6, 4, 5).double()}, TypeError, "h must be of dtype torch.float32"),
+            ({2: torch.zeros(2, 6, 4, 5).double()}, TypeError, "c must be of dtype torch.float32"),
+            ({3: None}, TypeError, "weight must be a torch.Tensor, got NoneType"),
+            ({4: torch.zeros(24, device="meta")}, ValueError, "bias must be on the device of x, cpu, got meta"),
+        ],
+    )
+    def test_rejects(self, change, error, message):
+        arguments = list(sample(3, 2, 3, 6, 4, 5))
+        arguments[0] = arguments[0].unflatten(0, (3, 2))
+        for position, value in change.items():
+            arguments[position] = torch.zeros(value) if isinstance(value, tuple) else value
+        with pytest.raises(error, match=message):
+            ops.conv_lstm_1x1(*arguments)
+
+
+class TestCellTakesIt:
+    """ConvLSTMCell(kernel_size=1).forward_sequence is this op and equals the loop over steps."""
+
+    @staticmethod
+    def cell_and_inputs(dtype=torch.float64):
+        torch.manual_seed(0)
+        cell = nn.ConvLSTMCell(3, 5, kernel_size=1, order="fiog", dtype=dtype)
+        x = tensor(4, 2, 3, 3, 4, dtype=dtype).requires_grad_()
+        state = tuple(tensor(2, 5, 3, 4, dtype=dtype, seed=k).requires_grad_() for k in (1, 2))
+        return cell, x, state, tensor(4, 2, seed=3) > 0
+
+    @staticmethod
+    def loop(cell, x, state, reset):
+        output = []
+        for frame, restarts in zip(x, reset, strict=True):
+            state = cell(frame, tuple(value.masked_fill(restarts[:, None, None, None], 0) for value in state))
+            output.append(state[0])
+        return torch.stack(output), state
+
+    def test_values_and_gradients_equal_the_loop_of_steps(self):
+        cell, x, state, reset = self.cell_and_inputs()
+        results = []
+        for function in (lambda *a: cell.forward_sequence(*a), lambda *a: self.loop(cell, *a)):
+            output, (h, c) = function(x, state, reset)
+            loss = weighted_sum([output, h, c])
+            results.append([output, h, c, *torch.autograd.grad(loss, [x, *state, *cell.parameters()])])
+        torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+    def test_one_op_per_sequence_unless_the_convolution_is_replaced(self):
+        cell, x, state, reset = self.cell_and_inputs(torch.float32)
+        counts = []
+        for _ in range(2):
+            with torch.profiler.profile() as profile:
+                cell.forward_sequence(x, state, reset)
+            counts.append(sum(event.name == "evkernels::conv_lstm_1x1" for event in profile.events()))
+            cell.conv = torch.nn.Sequential(cell.conv)
+        assert counts == [1, 0]
+
+    def test_state_of_an_autocast_run_goes_on_without(self):
+        cell, x, _, _ = self.cell_and_inputs(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, (h, c) = cell.forward_sequence(x)
+        assert (h.dtype, c.dtype) == (torch.bfloat16, torch.float32)
+        output, _ = cell.forward_sequence(x, (h, c))
+        assert output.dtype == torch.float32
