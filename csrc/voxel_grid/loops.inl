@@ -4,11 +4,12 @@
 // for every type, and then added one by one. In a time-sorted window nearly all blocks lie between the same two bins,
 // whose planes are then fixed. The order of additions to a cell is that of the events, whoever adds.
 //
-// The additions are bound by memory: at 640x480, 5 bins and 1e6 evenly spread events they take four fifths of 2.3 ns per
-// event. What lost there: both values of a pixel side by side in a buffer that is merged into the grid after each bin,
-// by 1.2 times (2.1 times at 1e5 events; it won 1.2 times at 1e7); events first sorted into bands of the image that fit
-// into cache, by 2.1 times. Prefetching the cells 8 to 32 events ahead, 32-bit cells, or both loads before both stores
-// changed nothing measurable. Reading the next block's times into cache before this block's additions won 1.2 times.
+// The additions are bound by memory: at 640x480, 5 bins and 1e6 evenly spread events they take four fifths of 2.3 ns
+// per event. What lost there: both values of a pixel side by side in a buffer that is merged into the grid after each
+// bin, by 1.2 times (2.1 times at 1e5 events; it won 1.2 times at 1e7); events first sorted into bands of the image
+// that fit into cache, by 2.1 times. Prefetching the cells 8 to 32 events ahead, 32-bit cells, or both loads before
+// both stores changed nothing measurable. Reading the next block's times into cache before this block's additions
+// won 1.2 times.
 
 #include "common/event_columns.inl"
 #include "voxel_grid/math.inl"
