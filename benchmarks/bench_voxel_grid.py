@@ -15,44 +15,54 @@ BINS = 5
 DURATION_US = 29_000
 
 
-def shares(x, y, t, p, height, width):
-    """Cell of the lower bin, and what is added to it and to the cell one plane further."""
+def shares(x, y, t, p, height, width, one):
+    """Cell of the lower bin, and what is added to it and to the cell one plane further, in the dtype of `one`."""
     position = (BINS - 1) * (t - t[0]).double() / (t[-1] - t[0]).clamp(min=1)
     below = position.floor()
-    past = (position - below).float()
-    value = p.float() * 2 - 1
+    past = (position - below).to(one.dtype)
+    value = p.to(one.dtype) * 2 - 1
     cell = x.long() + width * (y.long() + height * below.long())
     return cell, value * (1 - past), value * past
 
 
-def index_add(x, y, t, p, height, width):
-    """E2VID's formula; parts beyond the last bin go to a plane that is cut off."""
-    cell, left, right = shares(x, y, t, p, height, width)
-    grid = torch.zeros((BINS + 1) * height * width, device=x.device)
+def index_add(x, y, t, p, height, width, one):
+    """The best of plain PyTorch: parts beyond the last bin go to a plane that is cut off, so that nothing is masked."""
+    cell, left, right = shares(x, y, t, p, height, width, one)
+    grid = torch.zeros((BINS + 1) * height * width, dtype=one.dtype, device=x.device)
     grid.index_add_(0, cell, left).index_add_(0, cell + height * width, right)
     return grid.view(BINS + 1, height, width)[:BINS]
 
 
-def masked_index_add(x, y, t, p, height, width):
-    """E2VID's formula as published: masks instead of a spare plane."""
-    cell, left, right = shares(x, y, t, p, height, width)
-    size, plane = BINS * height * width, height * width
-    grid = torch.zeros(size, device=x.device)
-    valid = cell < size
-    grid.index_add_(0, cell[valid], left[valid])
-    valid = cell + plane < size
-    grid.index_add_(0, cell[valid] + plane, right[valid])
+def published(events, height, width):
+    """The same step by step as E2VID does it, from float64 rows t, x, y, p."""
+    t, x, y = events[:, 0], events[:, 1].long(), events[:, 2].long()
+    position = (BINS - 1) * (t - t[0]) / (t[-1] - t[0])
+    below = position.floor()
+    past = (position - below).float()
+    value = torch.where(events[:, 3] == 0, -1.0, events[:, 3].float())
+    grid = torch.zeros(BINS * height * width, device=events.device)
+    for plane, share in ((below.long(), value * (1 - past)), (below.long() + 1, value * past)):
+        valid = (plane >= 0) & (plane < BINS)
+        cell = x[valid] + y[valid] * width + plane[valid] * width * height
+        grid.index_add_(0, cell, share[valid])
     return grid.view(BINS, height, width)
 
 
-def bincount(x, y, t, p, height, width):
-    cell, left, right = shares(x, y, t, p, height, width)
+def rows(arguments):
+    x, y, t, p, height, width, _ = arguments
+    # PyTorch has little more than conversions for unsigned integers.
+    columns = (t - t[0], x.int(), y.int(), p)
+    return torch.stack([column.double() for column in columns], dim=1), height, width
+
+
+def bincount(x, y, t, p, height, width, one):
+    cell, left, right = shares(x, y, t, p, height, width, one)
     size = (BINS + 1) * height * width
     grid = torch.bincount(cell, left, size) + torch.bincount(cell + height * width, right, size)
     return grid.float().view(BINS + 1, height, width)[:BINS]
 
 
-def numpy_add_at(x, y, t, p, height, width):
+def numpy_add_at(x, y, t, p, height, width, one):
     """E2VID's formula for NumPy."""
     x, y, t, p = (column.cpu().numpy() for column in (x, y, t, p))
     position = (BINS - 1) * (t - t[0]).astype(np.float64) / max(t[-1] - t[0], 1)
@@ -75,12 +85,12 @@ def load_eventcv():
 def eventcv_stream(arguments):
     import eventcv
 
-    x, y, t, p, height, width = arguments
+    x, y, t, p, height, width, _ = arguments
     events = np.stack([column.cpu().numpy().astype(np.int64) for column in (x, y, t - t[0], p)], axis=1)
     return (eventcv.from_numpy(events, sensor_size=(width, height), time_unit="us"),)
 
 
-def fused(x, y, t, p, height, width):
+def fused(x, y, t, p, height, width, one):
     return ops.voxel_grid(x, y, t, p, bins=BINS, height=height, width=width)
 
 
@@ -95,7 +105,8 @@ def inputs(shape, dtype):
         t,
         generator.integers(0, 2, events).astype(np.uint8),
     )
-    return *(torch.from_numpy(column) for column in columns), height, width
+    # The last one is what a float64 result is asked for by.
+    return *(torch.from_numpy(column) for column in columns), height, width, torch.ones((), dtype=dtype)
 
 
 BENCHMARKS = (
@@ -115,7 +126,7 @@ BENCHMARKS = (
         modes=("inference",),
         layouts=("contiguous",),
         competitors=(
-            Competitor("masked index_add_", lambda: masked_index_add),
+            Competitor("E2VID", lambda: published, prepare=rows),
             Competitor("bincount", lambda: bincount),
             Competitor("np.add.at", lambda: numpy_add_at),
             Competitor("eventcv", load_eventcv, prepare=eventcv_stream),
