@@ -7,6 +7,7 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
+from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
 
@@ -16,6 +17,7 @@ __all__ = [
     "gru_gates",
     "gru_reset",
     "gru_update",
+    "learnable_time_embedding",
     "lstm_gates",
     "separable_conv2d",
 ]
