@@ -8,10 +8,21 @@ from contract import DifferentiableOpContract, gradients, widened
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
 
-NAMES = (
-    "t fourier_frequency fourier_phase fourier_weight fourier_bias spline_rate spline_shift base_weight spline_weight "
-    "norm_weight norm_bias scale eps"
-).split()
+NAMES = [
+    "t",
+    "fourier_frequency",
+    "fourier_phase",
+    "fourier_weight",
+    "fourier_bias",
+    "spline_rate",
+    "spline_shift",
+    "base_weight",
+    "spline_weight",
+    "norm_weight",
+    "norm_bias",
+    "scale",
+    "eps",
+]
 
 
 def bases_by_recursion(v, count):

@@ -6,14 +6,19 @@ from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.time_embeddings import CombinedLeTE, LearnablePositionEmbedding, LeTE, SinCosPositionEncoding
 
 __all__ = [
     "ChannelAttention",
+    "CombinedLeTE",
     "ConvGRUCell",
     "ConvLSTMCell",
     "EventNormalization",
+    "LeTE",
+    "LearnablePositionEmbedding",
     "SeparableBlock",
     "SeparableConv2d",
+    "SinCosPositionEncoding",
     "StackedHistogram",
     "event_normalization",
 ]
