@@ -87,7 +87,7 @@ class TestCombinedLeTE:
     def test_refuses_other_knots(self):
         state = nn.CombinedLeTE(6).state_dict()
         state["w2_spline.grid"] = state["w2_spline.grid"] * 2
-        with pytest.raises(RuntimeError, match="w2_spline.grid must hold the uniform knots"):
+        with pytest.raises(RuntimeError, match=r"spline\.grid must hold the uniform knots"):
             nn.CombinedLeTE(6).load_state_dict(state)
 
     def test_initial_values(self):
@@ -184,3 +184,27 @@ class TestLearnablePositionEmbedding:
         assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == {"position_embedding.weight": (784, 32)}
         position = torch.tensor([[0, 783]])
         assert torch.equal(layer(position), layer.position_embedding.weight[position])
+
+
+class TestFasterKAN:
+    def test_published_values(self):
+        layer = nn.FasterKAN(4, 3, num_grids=5).double()
+        fill(layer)
+        with torch.no_grad():
+            layer.rbf.grid.copy_(torch.linspace(-2, 2, 5))
+        out = layer(torch.sin(0.23 * torch.arange(12, dtype=torch.float64)).reshape(3, 4))
+        assert digest(out) == pytest.approx([0.642263, 0.684533, 0.216157, 3.631755, 3.293515], abs=1e-6)
+
+    def test_state_dict_keys(self):
+        assert sorted(nn.FasterKAN(4, 3).state_dict()) == [
+            "layernorm.bias",
+            "layernorm.weight",
+            "rbf.grid",
+            "rbf.inv_denominator",
+            "spline_linear.weight",
+        ]
+
+    def test_gradient_is_the_true_one(self):
+        layer = nn.FasterKAN(3, 2).double()
+        x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(layer, (x,))

@@ -6,7 +6,13 @@ from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
-from evkernels.nn.time_embeddings import CombinedLeTE, LearnablePositionEmbedding, LeTE, SinCosPositionEncoding
+from evkernels.nn.time_embeddings import (
+    CombinedLeTE,
+    FasterKAN,
+    LearnablePositionEmbedding,
+    LeTE,
+    SinCosPositionEncoding,
+)
 
 __all__ = [
     "ChannelAttention",
@@ -14,6 +20,7 @@ __all__ = [
     "ConvGRUCell",
     "ConvLSTMCell",
     "EventNormalization",
+    "FasterKAN",
     "LeTE",
     "LearnablePositionEmbedding",
     "SeparableBlock",
