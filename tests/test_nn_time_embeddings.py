@@ -208,3 +208,92 @@ class TestFasterKAN:
         layer = nn.FasterKAN(3, 2).double()
         x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(layer, (x,))
+
+
+class TestKMOTE:
+    def test_published_values(self):
+        """The first and second expert are chosen here."""
+        layer = nn.KMOTE(8).double()
+        fill(layer)
+        embedding, weights = layer(torch.linspace(0, 1, 5, dtype=torch.float64))
+        assert digest(embedding) == pytest.approx([-0.074544, 0.0, 0.0, -1.324957, 0.120098], abs=1e-6)
+        assert digest(weights) == pytest.approx([0.326040, 0.034294, 0.002234, 5.0, 2.852344], abs=1e-6)
+
+    def test_gaussians_and_wavelets(self):
+        """The third and fourth quarter by their formulas, from all experts."""
+        softplus = torch.nn.functional.softplus
+        for wavelet in ("mexican_hat", "morlet"):
+            layer = nn.KMOTE(8, top=4, wavelet=wavelet).double()
+            t = torch.linspace(-2, 2, 7, dtype=torch.float64)
+            embedding, weights = layer(t)
+            gaussian, wave = layer.experts.rkhs_gaussian, layer.experts.wavelet
+            x = (t[:, None] * gaussian.alpha_weights + gaussian.alpha_bias)[..., None]
+            basis = gaussian.basis_function
+            kernels = torch.exp(-(((x - basis.means) / (softplus(basis.raw_stds) + 1e-6)) ** 2) / 2)
+            expected = (softplus(basis.raw_weights) * kernels).sum(-1) * weights[:, 2:3]
+            torch.testing.assert_close(embedding[:, 4:6], expected)
+            basis = wave.basis_function
+            x = (t[:, None] * wave.alpha_weights + wave.alpha_bias)[..., None]
+            s = (x - basis.translations) / (softplus(basis.raw_scales) + 1e-6)
+            carrier = 1 - s**2 if wavelet == "mexican_hat" else (5 * s).cos()
+            expected = (basis.weights * carrier * torch.exp(-(s**2) / 2)).sum(-1) * weights[:, 3:]
+            torch.testing.assert_close(embedding[:, 6:], expected)
+
+    @pytest.mark.parametrize("top", [1, 2, 3, 4])
+    def test_unchosen_quarters_are_zero(self, top):
+        layer = nn.KMOTE(16, top=top)
+        embedding, weights = layer(torch.rand(3, 5) * 10)
+        kept = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, weights.topk(top).indices, True)
+        quarters = embedding.reshape(3, 5, 4, 4)
+        assert (quarters[~kept] == 0).all()
+        assert weights.sum(-1).sub(1).abs().max() < 1e-6
+
+    def test_only_the_chosen_experts_are_computed(self):
+        layer = nn.KMOTE(16, top=1)
+        rows = []
+        for expert in layer.experts.values():
+            expert.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        layer(torch.rand(20))
+        assert sum(rows) == 20
+
+    def test_state_dict_keys(self):
+        keys = set(nn.KMOTE(8).state_dict())
+        assert {f"router.mlp.{k}.{kind}" for k in (0, 2, 4) for kind in ("weight", "bias")} <= keys
+        parts = {
+            "fourier": ("frequencies", "amplitudes", "phases"),
+            "spline": ("control_points", "knots", "psi_k_matrix"),
+            "rkhs_gaussian": ("raw_weights", "means", "raw_stds"),
+            "wavelet": ("weights", "raw_scales", "translations"),
+        }
+        for expert, names in parts.items():
+            expected = {"alpha_weights", "alpha_bias", *(f"basis_function.{name}" for name in names)}
+            assert {key.split(".", 2)[2] for key in keys if key.startswith(f"experts.{expert}.")} == expected
+
+    def test_router_sees_features(self):
+        layer = nn.KMOTE(8, aux_features=3)
+        t = torch.rand(2, 4)
+        one, other = (layer(t, torch.full((2, 4, 3), value))[1] for value in (0.0, 5.0))
+        assert not torch.allclose(one, other)
+
+    @pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), ()])
+    def test_any_shape(self, shape):
+        embedding, weights = nn.KMOTE(8)(torch.rand(shape))
+        assert embedding.shape == (*shape, 8)
+        assert weights.shape == (*shape, 4)
+
+    def test_gradcheck(self):
+        layer = nn.KMOTE(4, top=4).double()
+        t = torch.rand(3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda t: layer(t)[0], (t,))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"dim": 6}, "dim must be a multiple of 4"),
+            ({"top": 0}, r"top must be in \[1, 4\], got 0"),
+            ({"wavelet": "haar"}, "wavelet must be mexican_hat or morlet, got 'haar'"),
+        ],
+    )
+    def test_rejects(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            nn.KMOTE(**options)

@@ -7,6 +7,7 @@ from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
 from evkernels.nn.time_embeddings import (
+    KMOTE,
     CombinedLeTE,
     FasterKAN,
     LearnablePositionEmbedding,
@@ -15,6 +16,7 @@ from evkernels.nn.time_embeddings import (
 )
 
 __all__ = [
+    "KMOTE",
     "ChannelAttention",
     "CombinedLeTE",
     "ConvGRUCell",

@@ -1,6 +1,6 @@
-"""Embeddings of time for recurrent networks on event sequences: LeTE, sines and cosines, a table of positions.
+"""Embeddings of time for recurrent networks on event sequences: LeTE, sines and cosines, positions, K-MOTE, FasterKAN.
 
-LeTE runs as one op; the others are a few operations of PyTorch's own, which is all there is to them.
+LeTE runs as one op; the others are plain PyTorch.
 """
 
 import math
@@ -255,3 +255,143 @@ class FasterKAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.spline_linear(self.rbf(self.layernorm(x)).flatten(-2))
+
+
+class KMOTE(nn.Module):
+    """Kernel mixture of time experts (generation A): a router picks experts, each writes its quarter of the embedding.
+
+    The experts, in the order of their quarters: sums of cosines, splines, Gaussian kernels, wavelets, each of an
+    affine map of time per feature. Only the chosen experts are computed; the quarters of the others are zero.
+
+    Args:
+        dim: Size of the embedding, a multiple of 4.
+        top: Number of experts chosen per timestamp, 1 to 4. Their weights are the router's, not renormalised.
+        aux_features: Size of the features that the router sees beside the time; 0 for time alone.
+        wavelet: "mexican_hat" or "morlet".
+
+    Raises:
+        ValueError: if `dim` is no multiple of 4, or `top` or `wavelet` is not among those above.
+
+    Plain PyTorch, not fused. The number of timestamps per expert depends on the data, so torch.compile splits the
+    graph there. State-dict keys are those of the published checkpoint. Source: K_MOTE of kan-mammote.
+    """
+
+    def __init__(self, dim: int = 128, top: int = 2, aux_features: int = 0, wavelet: str = "mexican_hat"):
+        super().__init__()
+        if dim < 4 or dim % 4:
+            raise ValueError(f"dim must be a multiple of 4, at least 4, got {dim}")
+        if not 1 <= top <= 4:
+            raise ValueError(f"top must be in [1, 4], got {top}")
+        if wavelet not in ("mexican_hat", "morlet"):
+            raise ValueError(f"wavelet must be mexican_hat or morlet, got {wavelet!r}")
+        self.dim, self.top = dim, top
+        self.router = _Router(1 + aux_features)
+        bases = {
+            "fourier": _CosineBasis(dim // 4),
+            "spline": _SplineBasis(dim // 4),
+            "rkhs_gaussian": _GaussianBasis(dim // 4),
+            "wavelet": _WaveletBasis(dim // 4, wavelet),
+        }
+        self.experts = nn.ModuleDict({name: _Expert(dim // 4, basis) for name, basis in bases.items()})
+
+    def forward(self, t: Tensor, aux: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeds timestamps.
+
+        Args:
+            t: Timestamps of any shape.
+            aux: What the router sees besides [*t.shape, aux_features], or None.
+
+        Returns:
+            embedding, weights: [*t.shape, dim], and the router's weights of all experts [*t.shape, 4].
+        """
+        column = t.reshape(-1, 1)
+        seen = column if aux is None else torch.cat([column, aux.reshape(len(column), -1)], dim=1)
+        weights = self.router.mlp(seen).softmax(dim=-1)
+        chosen = torch.zeros_like(weights, dtype=torch.bool)
+        chosen = chosen.scatter(1, weights.topk(self.top, dim=-1).indices, True)
+        quarters = []
+        for k, expert in enumerate(self.experts.values()):
+            rows = chosen[:, k].nonzero()[:, 0]
+            values = expert(column[rows]) * weights[rows, k, None]
+            quarters.append(values.new_zeros(len(column), self.dim // 4).index_copy(0, rows, values))
+        return torch.cat(quarters, dim=1).reshape(*t.shape, self.dim), weights.reshape(*t.shape, 4)
+
+
+class _Router(nn.Module):
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+class _Expert(nn.Module):
+    """An affine map of time per feature, then the basis."""
+
+    def __init__(self, dim: int, basis: nn.Module):
+        super().__init__()
+        self.alpha_weights = nn.Parameter(0.1 * torch.randn(1, dim))
+        self.alpha_bias = nn.Parameter(torch.zeros(dim))
+        self.basis_function = basis
+
+    def forward(self, column: Tensor) -> Tensor:
+        return self.basis_function(column * self.alpha_weights + self.alpha_bias)
+
+
+class _CosineBasis(nn.Module):
+    def __init__(self, dim: int, count: int = 16):
+        super().__init__()
+        self.frequencies = nn.Parameter(math.pi * torch.arange(1, count + 1) + 0.1 * torch.randn(dim, count))
+        self.amplitudes = nn.Parameter(torch.full((dim, count), 0.5))
+        self.phases = nn.Parameter(torch.zeros(dim, count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.amplitudes * torch.cos(self.frequencies * x[..., None] + self.phases)).sum(dim=-1)
+
+
+class _SplineBasis(nn.Module):
+    """As published, the value is (1 - u)^3 / 6 times the third difference of four control points: no B-spline, because
+    the published matrix has rank one, and u runs over the whole range instead of one segment.
+    """
+
+    def __init__(self, dim: int, count: int = 13):
+        super().__init__()
+        self.control_points = nn.Parameter(0.1 * torch.randn(dim, count))
+        signed = torch.tensor([1.0, -3.0, 3.0, -1.0])
+        self.register_buffer("knots", torch.linspace(0, 1, count + 3))
+        self.register_buffer("psi_k_matrix", signed[:, None] * signed / 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.knots[3], self.knots[-4]
+        x = x.clamp(low, high)
+        u = (x - low) / (high - low)
+        segment = torch.searchsorted(self.knots, x.detach().contiguous()) - 3
+        segment = segment.clamp(0, self.control_points.shape[1] - 4)
+        feature = torch.arange(x.shape[-1], device=x.device)[:, None]
+        points = self.control_points[feature, segment[..., None] + torch.arange(4, device=x.device)]
+        powers = u[..., None] ** torch.arange(4, device=x.device)
+        return ((powers @ self.psi_k_matrix.to(x.dtype)) * points).sum(dim=-1)
+
+
+class _GaussianBasis(nn.Module):
+    def __init__(self, dim: int, count: int = 5):
+        super().__init__()
+        self.raw_weights = nn.Parameter(0.1 * torch.randn(dim, count))
+        self.means = nn.Parameter(2 * torch.randn(dim, count))
+        self.raw_stds = nn.Parameter(0.1 * torch.randn(dim, count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance = (x[..., None] - self.means) / (nn.functional.softplus(self.raw_stds) + 1e-6)
+        return (nn.functional.softplus(self.raw_weights) * torch.exp(-0.5 * distance * distance)).sum(dim=-1)
+
+
+class _WaveletBasis(nn.Module):
+    def __init__(self, dim: int, wavelet: str, count: int = 8):
+        super().__init__()
+        self.wavelet = wavelet
+        self.weights = nn.Parameter(0.1 * torch.randn(dim, count))
+        self.raw_scales = nn.Parameter(0.1 * torch.randn(dim, count))
+        self.translations = nn.Parameter(0.1 * torch.randn(dim, count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = (x[..., None] - self.translations) / (nn.functional.softplus(self.raw_scales) + 1e-6)
+        wave = 1 - s * s if self.wavelet == "mexican_hat" else torch.cos(5 * s)
+        return (self.weights * wave * torch.exp(-0.5 * s * s)).sum(dim=-1)
