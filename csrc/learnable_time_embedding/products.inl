@@ -8,8 +8,8 @@ constexpr int kTile = EVKERNELS_LANES == 16 ? 8 : 4;
 EVKERNELS_INLINE VecF broadcast(VecF, float x) { return x - VecF{}; }
 EVKERNELS_INLINE double broadcast(double, double x) { return x; }
 
-// Terms that one register sums before it is added to the total: a sum of 300 in one go errs 2.5 times as much as plain
-// PyTorch, which sums by halves. Costs 3 % of the forward pass.
+// Terms that one register sums before it is added to the total: sums of 300 in one go broke the error bound of the
+// tests, set by plain PyTorch, which sums by halves.
 constexpr int64_t kRun = 32;
 
 // to[r][n] = first[r] + sum over m < count of weight[m * down + r * right] * from[m][n], for kTile rows r.
