@@ -16,14 +16,24 @@ from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.rms_norm import RMSNorm
 from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.time_embeddings import (
+    KMOTE,
+    CombinedLeTE,
+    FasterKAN,
+    LearnablePositionEmbedding,
+    LeTE,
+    SinCosPositionEncoding,
+)
 from evkernels.nn.time_surface import TimeSurface
 from evkernels.nn.voxel_grid import VoxelGrid
 
 __all__ = [
+    "KMOTE",
     "AABlur_SE_SoftPool",
     "BinaRep",
     "CausalDepthwiseConv3d",
     "ChannelAttention",
+    "CombinedLeTE",
     "ConvGRU",
     "ConvGRUCell",
     "ConvLSTM",
@@ -34,12 +44,16 @@ __all__ = [
     "EventCountImage",
     "EventImage",
     "EventNormalization",
+    "FasterKAN",
+    "LeTE",
+    "LearnablePositionEmbedding",
     "LightweightEnhancedConvLSTM",
     "MixedDensityEventStack",
     "PlainLSTM2d",
     "RMSNorm",
     "SeparableBlock",
     "SeparableConv2d",
+    "SinCosPositionEncoding",
     "StackedHistogram",
     "TimeSurface",
     "VoxelGrid",

@@ -51,6 +51,20 @@ class _RVTCell(RecurrentCell):
 
         return step
 
+    def _run(self, x, state, reset, active):
+        rows = None if active is not None or (self.training and self.cell_update_dropout) else self._rows()
+        if rows is None:
+            return super()._run(x, state, reset, active)
+        h, c = self.initial_state(x[0]) if state is None else state
+        self._check_state("h", h, x[0])
+        self._check_state("c", c, x[0])
+        output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, *rows[:2], reset, rows[2])
+        return output, (output[-1], c)
+
+    def _rows(self) -> tuple[Tensor, Tensor, str] | None:
+        """Weight, bias and order of `ops.conv_lstm_1x1` where it is the whole cell, else None."""
+        raise NotImplementedError
+
 
 class DWSConvLSTM2d(_RVTCell):
     """RVT's recurrent layer: a 1x1 LSTM over x and h, where a depthwise convolution may act on h or on both.
@@ -77,10 +91,10 @@ class DWSConvLSTM2d(_RVTCell):
         TypeError: if `dws_conv` or `dws_conv_only_hidden` is no bool.
         ValueError: if the kernel size is even or `cell_update_dropout` no probability.
 
-    `forward` is one step, `forward_sequence` many. State dict: `conv3x3_dws.weight` [dim or 2*dim, 1, k, k] and
-    `.bias` if `dws_conv`, `conv1x1.weight` [4*dim, 2*dim, 1, 1], x first, and `.bias`, rows f, i, o, g. Initialised as
-    torch.nn.Conv2d, without a forget bias. Under autocast c is float32 and h has the autocast dtype. Source: Gehrig
-    and Scaramuzza 2023 (arXiv:2212.05598).
+    `forward` is one step, `forward_sequence` many, without a depthwise convolution in one op. State dict:
+    `conv3x3_dws.weight` [dim or 2*dim, 1, k, k] and `.bias` if `dws_conv`, `conv1x1.weight` [4*dim, 2*dim, 1, 1], x
+    first, and `.bias`, rows f, i, o, g. Initialised as torch.nn.Conv2d, without a forget bias. Under autocast c is
+    float32 and h has the autocast dtype. Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598).
     """
 
     def __init__(
@@ -112,6 +126,12 @@ class DWSConvLSTM2d(_RVTCell):
             return value
         return ops.depthwise_conv2d(value, self.conv3x3_dws.weight, self.conv3x3_dws.bias)
 
+    def _rows(self):
+        # A convolution that somebody has replaced or parametrised is called as it is.
+        if not isinstance(self.conv3x3_dws, nn.Identity) or type(self.conv1x1) is not nn.Conv2d:
+            return None
+        return self.conv1x1.weight, self.conv1x1.bias, "fiog"
+
     def _update(self, gates, c):
         if self.training and self.cell_update_dropout:
             return cell_options.lstm_update(gates, c, "fiog", candidate_dropout=self.cell_update_dropout)
@@ -142,7 +162,7 @@ class PlainLSTM2d(_RVTCell):
     Raises:
         ValueError: if `form` is unknown or `cell_update_dropout` no probability.
 
-    `forward` is one step, `forward_sequence` many; there the inputs of all steps are convolved at once. State dict:
+    `forward` is one step, `forward_sequence` many, in one op unless there is dropout or `lengths`. State dict:
     `input_transform.{weight,bias}` [4*dim, dim, 1, 1] and `hidden_transform.weight`. Initialised as the published code:
     Xavier-uniform and zero bias, 1 in the forget block, for x; orthogonal for h. Under autocast c is float32 and h has
     the autocast dtype.
@@ -171,11 +191,21 @@ class PlainLSTM2d(_RVTCell):
     def _gates(self, frame, h):
         return frame + self.hidden_transform(h)
 
+    @property
+    def _order(self):
+        return "ifgo" if self.form == "documented" else "ifog"
+
+    def _rows(self):
+        if type(self.input_transform) is not nn.Conv2d or type(self.hidden_transform) is not nn.Conv2d:
+            return None
+        weight = torch.cat([self.input_transform.weight, self.hidden_transform.weight], dim=1)
+        return weight, self.input_transform.bias, self._order
+
     def _update(self, gates, c):
-        order, kind = ("ifgo", "cell_dropout") if self.form == "documented" else ("ifog", "candidate_dropout")
         if self.training and self.cell_update_dropout:
-            return cell_options.lstm_update(gates, c, order, **{kind: self.cell_update_dropout})
-        return ops.lstm_gates(gates, c, order)
+            kind = "cell_dropout" if self.form == "documented" else "candidate_dropout"
+            return cell_options.lstm_update(gates, c, self._order, **{kind: self.cell_update_dropout})
+        return ops.lstm_gates(gates, c, self._order)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, form={self.form!r}"

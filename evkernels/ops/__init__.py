@@ -8,6 +8,7 @@ from evkernels.ops.conv_lstm_1x1 import conv_lstm_1x1
 from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
+from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
 from evkernels.ops.time_surface import time_surface
@@ -20,6 +21,7 @@ __all__ = [
     "gru_gates",
     "gru_reset",
     "gru_update",
+    "learnable_time_embedding",
     "lstm_gates",
     "separable_conv2d",
     "time_surface",

@@ -15,6 +15,10 @@ from evkernels.reference.gru_gates import (
     gru_update,
     gru_update_backward,
 )
+from evkernels.reference.learnable_time_embedding import (
+    learnable_time_embedding,
+    learnable_time_embedding_backward,
+)
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 from evkernels.reference.time_surface import decayed_time_surface_kernel, time_surface, time_surface_kernel
@@ -35,6 +39,8 @@ __all__ = [
     "gru_reset_backward",
     "gru_update",
     "gru_update_backward",
+    "learnable_time_embedding",
+    "learnable_time_embedding_backward",
     "lstm_gates",
     "lstm_gates_backward",
     "separable_conv2d",

@@ -1,0 +1,137 @@
+// The features of a block of timestamps: sines and cosines of all harmonics, tanh and spline bases, and the way back
+// from their gradients to those of their arguments. Included by loops.inl.
+
+// One quarter turn, pi/2, as a sum: the first two parts have so few bits that their products with up to 2^30 quarter
+// turns are exact, with or without a fused multiply-add.
+constexpr double kQuarter[3] = {0x1.921fb40000000p+0, 0x1.4442d00000000p-24, 0x1.8469898cc5170p-48};
+constexpr float kLargestAngle = 1073741824.0f;
+
+// Cosine and sine of a block of angles. The reduction to [-pi/4, pi/4] runs in double, so that large angles cost
+// nothing extra; beyond 2^30, and for NaN and infinities, the library takes over.
+static void sines(const float* angle, float* cosine, float* sine) {
+  float rest[kTimes];
+  int32_t quadrant[kTimes];
+  bool ordinary = true;
+  for (int64_t n = 0; n < kTimes; ++n) {
+    const bool small = __builtin_fabsf(angle[n]) <= kLargestAngle;
+    ordinary &= small;
+    const double x = small ? angle[n] : 0.0f;
+    // Adding 1.5 * 2^52 rounds to an integer.
+    const double turns = (x * 0.6366197723675814 + 6755399441055744.0) - 6755399441055744.0;
+    rest[n] = (float)(((x - turns * kQuarter[0]) - turns * kQuarter[1]) - turns * kQuarter[2]);
+    quadrant[n] = (int32_t)turns;
+  }
+  for (int64_t n = 0; n < kTimes; n += EVKERNELS_LANES) {
+    const VecF r = load(rest + n), z = r * r;
+    VecI q;
+    __builtin_memcpy(&q, quadrant + n, sizeof q);
+    VecF s = multiply_add(z, -1.9515295891e-4f, 8.3321608736e-3f);
+    s = multiply_add(s, z, -1.6666654611e-1f);
+    s = multiply_add(s * z, r, r);
+    VecF c = multiply_add(z, 2.443315711809948e-5f, -1.388731625493765e-3f);
+    c = multiply_add(c, z, 4.166664568298827e-2f);
+    c = multiply_add(c, z * z, multiply_add(z, -0.5f, 1.0f));
+    const VecI swap = (q & 1) != 0;
+    const VecU sine_sign = (VecU)(q & 2) << 30, cosine_sign = (VecU)((q + 1) & 2) << 30;
+    store(sine + n, (VecF)((VecU)select(swap, c, s) ^ sine_sign));
+    store(cosine + n, (VecF)((VecU)select(swap, s, c) ^ cosine_sign));
+  }
+  if (ordinary) return;
+  for (int64_t n = 0; n < kTimes; ++n) {
+    if (__builtin_fabsf(angle[n]) <= kLargestAngle) continue;
+    sine[n] = (float)__builtin_sin(angle[n]);
+    cosine[n] = (float)__builtin_cos(angle[n]);
+  }
+}
+static void sines(const double* angle, double* cosine, double* sine) {
+  for (int64_t n = 0; n < kTimes; ++n) {
+    sine[n] = __builtin_sin(angle[n]);
+    cosine[n] = __builtin_cos(angle[n]);
+  }
+}
+
+EVKERNELS_INLINE VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
+EVKERNELS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+EVKERNELS_INLINE VecF where_less(VecF x, float bound, VecF a, VecF b) { return select(x < bound, a, b); }
+EVKERNELS_INLINE double where_less(double x, double bound, double a, double b) { return x < bound ? a : b; }
+
+// Rows 2 * (k - 1) and 2 * (k - 1) + 1 of a feature are the cosine and the sine of k times its angle. Each harmonic is
+// composed of two of half its order, so that errors grow with the logarithm of the order.
+template <class A>
+static void harmonics(A* rows, int64_t count) {
+  using V = typename Arithmetic<A>::Type;
+  for (int64_t k = 2; k <= count; ++k) {
+    const A *const low = rows + 2 * (k / 2 - 1) * kTimes, *const high = rows + 2 * (k - k / 2 - 1) * kTimes;
+    A* const to = rows + 2 * (k - 1) * kTimes;
+    for (int64_t n = 0; n < kTimes; n += Arithmetic<A>::kLanes) {
+      const V c1 = load(low + n), s1 = load(low + kTimes + n), c2 = load(high + n), s2 = load(high + kTimes + n);
+      store(to + n, multiply_add(c1, c2, -(s1 * s2)));
+      store(to + kTimes + n, multiply_add(s1, c2, c1 * s2));
+    }
+  }
+}
+
+// The middle of basis b; the bases reach two intervals to either side.
+template <class A>
+EVKERNELS_INLINE A middle_of_basis(int64_t b, A intervals_per_unit) {
+  return (b - 1 - intervals_per_unit) / intervals_per_unit;
+}
+
+// Row 0 is tanh(v), the others are the cubic B-spline bases at v in their closed form: with d the distance to the
+// middle of the basis in intervals, (4 - 6 d^2 + 3 d^3) / 6 below 1, (2 - d)^3 / 6 below 2.
+template <class A>
+static void spline_features(const A* argument, A* rows, int64_t bases) {
+  using V = typename Arithmetic<A>::Type;
+  constexpr int L = Arithmetic<A>::kLanes;
+  const A intervals_per_unit = A(0.5) * (bases - 3);
+  for (int64_t n = 0; n < kTimes; n += L) store(rows + n, tanh(load(argument + n)));
+  for (int64_t b = 0; b < bases; ++b) {
+    rows += kTimes;
+    const A middle = middle_of_basis(b, intervals_per_unit);
+    for (int64_t n = 0; n < kTimes; n += L) {
+      const V d = magnitude(load(argument + n) - middle) * intervals_per_unit;
+      const V inner = multiply_add(multiply_add(d, A(0.5), V{} - A(1)), d * d, V{} + A(2.0 / 3));
+      const V rest = where_less(d, A(2), A(2) - d, V{});
+      store(rows + n, where_less(d, A(1), inner, rest * rest * rest * A(1.0 / 6)));
+    }
+  }
+}
+
+// The gradient at a feature's angle from those at its rows.
+template <class A>
+static void harmonics_backward(const A* rows, const A* d_rows, A* d_angle, int64_t count) {
+  using V = typename Arithmetic<A>::Type;
+  for (int64_t n = 0; n < kTimes; n += Arithmetic<A>::kLanes) {
+    V sum = {};
+    for (int64_t k = 1; k <= count; ++k) {
+      const int64_t at = 2 * (k - 1) * kTimes + n;
+      const V turned =
+          multiply_add(load(rows + at), load(d_rows + at + kTimes), -(load(rows + at + kTimes) * load(d_rows + at)));
+      sum = multiply_add(turned, V{} + A(k), sum);
+    }
+    store(d_angle + n, sum);
+  }
+}
+
+template <class A>
+static void spline_backward(const A* argument, const A* rows, const A* d_rows, A* d_argument, int64_t bases) {
+  using V = typename Arithmetic<A>::Type;
+  constexpr int L = Arithmetic<A>::kLanes;
+  const A intervals_per_unit = A(0.5) * (bases - 3);
+  V sums[kTimes / L] = {};
+  for (int64_t b = 0; b < bases; ++b) {
+    const A middle = middle_of_basis(b, intervals_per_unit);
+    for (int64_t n = 0; n < kTimes; n += L) {
+      const V x = (load(argument + n) - middle) * intervals_per_unit, d = magnitude(x);
+      const V inner = multiply_add(d, A(1.5), V{} - A(2)) * x;
+      const V rest = where_less(d, A(2), A(2) - d, V{});
+      const V outer = rest * rest * where_less(x, A(0), V{} + A(0.5), V{} - A(0.5));
+      V& sum = sums[n / L];
+      sum = multiply_add(where_less(d, A(1), inner, outer), load(d_rows + (1 + b) * kTimes + n), sum);
+    }
+  }
+  for (int64_t n = 0; n < kTimes; n += L) {
+    const V tanh_v = load(rows + n), slope = (A(1) - tanh_v) * (A(1) + tanh_v);
+    store(d_argument + n, multiply_add(sums[n / L], V{} + intervals_per_unit, load(d_rows + n) * slope));
+  }
+}
