@@ -37,9 +37,9 @@ struct Interior {
 
 // kPixels outputs from column `left` on of two rows, the second of which may be null; kEdge: at the filter's columns
 // [begin, end) only.
-template <int kPixels, int kSize, int kStride, bool kEdge, class T>
+template <int kPixels, int kSize, int kStride, bool kEdge, class T, class Y>
 EVKERNELS_INLINE void convolve_pixels(const Plane<T>& p, const T* const* row, int64_t left, int64_t begin, int64_t end,
-                                      Wide<T>* const* to) {
+                                      Y* const* to) {
   using A = Wide<T>;
   using V = typename Arithmetic<A>::Type;
   constexpr int kLanes = Arithmetic<A>::kLanes;
@@ -100,13 +100,13 @@ EVKERNELS_INLINE void convolve_pixels(const Plane<T>& p, const T* const* row, in
 }
 
 // Output rows [first, last); `out` is where the first one goes.
-template <int kSize, int kStride, class T>
-static void convolve_interleaved(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
+template <int kSize, int kStride, class T, class Y>
+static void convolve_interleaved(const Plane<T>& p, Y* out, int64_t first, int64_t last) {
   constexpr int kPixels = 4;
   const Interior interior(p.width, p.out_width, p.span(), kStride, p.padding);
   const int64_t count = p.out_width * p.channels, apart = kSize ? 1 : p.dilation;
   for (int64_t block = first; block < last; block += (block - first) % (2 * apart) < apart - 1 ? 1 : apart + 1) {
-    Wide<T>* const upper = out + (block - first) * count;
+    Y* const upper = out + (block - first) * count;
     const bool both = block + apart < last;
     const T* row[kLargestFilter + kStride];
     for (int64_t i = 0; i < p.k + kStride; ++i) {
@@ -117,7 +117,7 @@ static void convolve_interleaved(const Plane<T>& p, Wide<T>* out, int64_t first,
       const bool inside = j >= interior.begin && j < interior.end && interior.end - interior.begin >= kPixels;
       if (inside) j = smaller(j, interior.end - kPixels);
       const int64_t left = j * kStride - p.padding;
-      Wide<T>* const to[2] = {upper + j * p.channels, both ? upper + apart * count + j * p.channels : nullptr};
+      Y* const to[2] = {upper + j * p.channels, both ? upper + apart * count + j * p.channels : nullptr};
       if (inside) {
         convolve_pixels<kPixels, kSize, kStride, false>(p, row, left, 0, p.k, to);
         j += kPixels;

@@ -52,10 +52,15 @@ __device__ Compute<T> separable_depthwise(const T* __restrict__ x, const T* __re
   return sum;
 }
 
+// SiLU, GELU with tanh and the sigmoid share one exponential: a copy for each made the compiler spill registers.
 template <class V>
 __device__ __forceinline__ V activated(Activation kind, V x) {
-  return device_math::with_activation(
-      kind, [x](auto constant) { return device_math::activate<decltype(constant)::value>(x); });
+  using namespace device_math;
+  if (kind == Activation::kNone) return x;
+  if (kind == Activation::kRelu) return activate<Activation::kRelu>(x);
+  if (kind == Activation::kGelu) return activate<Activation::kGelu>(x);
+  const V share = logistic(kind == Activation::kGeluTanh ? gelu_tanh_argument(x) : x);
+  return kind == Activation::kSigmoid ? share : x * share;
 }
 
 template <bool kChannelsLast, class T>
