@@ -1,9 +1,9 @@
 """Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview` and `reconstruct`."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from evkernels import status
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary)
         # Only the one that is asked for: they import readers and a simulator that nothing else needs.
         if argv[:1] == [name]:
-            importlib.import_module(module).add_arguments(command)
+            import_module(module).add_arguments(command)
     arguments = parser.parse_args(argv)
     if arguments.command in _COMMANDS:
-        return importlib.import_module(_COMMANDS[arguments.command][0]).run(arguments)
+        return import_module(_COMMANDS[arguments.command][0]).run(arguments)
     if arguments.command == "status":
         print(status())
     else:

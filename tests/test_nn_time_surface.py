@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from evkernels.events import EventBatch, Events
 from evkernels.nn import TimeSurface
 
 
@@ -16,12 +17,12 @@ def events(count, height=6, width=8, duration=50_000):
     return (
         x,
         y,
-        torch.randint(0, duration, (count,)).sort().values + 1_600_000_000_000_000,
         torch.randint(0, 2, (count,)),
+        torch.randint(0, duration, (count,)).sort().values + 1_600_000_000_000_000,
     )
 
 
-def tonic(x, y, t, p, dt, tau, height=6, width=8):
+def tonic(x, y, p, t, dt, tau, height=6, width=8):
     """The published computation, event by event: a slice every `dt`, all of them from one memory of last times."""
     memory = np.full((2, height, width), -np.inf)
     start, surfaces = t[0].item(), []
@@ -35,11 +36,11 @@ def tonic(x, y, t, p, dt, tau, height=6, width=8):
 
 def test_stream_equals_tonic():
     columns = events(500)
-    start, dt = columns[2][0].item(), 7000
+    start, dt = columns[3][0].item(), 7000
     expected = tonic(*columns, dt, tau=5000.0)
     module, surface = TimeSurface(6, 8, tau=5000.0), None
     for k, exact in enumerate(expected):
-        chosen = (columns[2] >= start + k * dt) & (columns[2] < start + (k + 1) * dt)
+        chosen = (columns[3] >= start + k * dt) & (columns[3] < start + (k + 1) * dt)
         actual, surface = module.step(*(column[chosen] for column in columns), surface, at=start + (k + 1) * dt)
         torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-7)
     assert len(expected) > 3
@@ -75,3 +76,13 @@ def test_copies_and_has_no_state():
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin(*columns), module(*columns))
     assert repr(module) == "TimeSurface(height=6, width=8, tau=10.0, polarities=2, decay='linear')"
+
+
+def test_takes_events_in_every_form():
+    module = TimeSurface(6, 8, tau=1000.0)
+    columns = events(100)
+    x, y, p, t = (column.numpy() for column in columns)
+    whole = Events(x.astype(np.uint16), y.astype(np.uint16), t, p.astype(np.uint8), width=8, height=6)
+    assert torch.equal(module(whole), module(*columns))
+    for surface in module.step(EventBatch.of([whole, whole])):
+        assert surface.shape == (2, 2, 6, 8)

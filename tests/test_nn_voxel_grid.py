@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from evkernels.events import EventBatch, Events
 from evkernels.nn import VoxelGrid
 
 
@@ -127,3 +128,12 @@ def test_rejects():
         VoxelGrid(3, 6, 8, normalize="minmax")
     with pytest.raises(ValueError, match="bins must be in"):
         VoxelGrid(0, 6, 8)(*events(3))
+
+
+def test_takes_events_in_every_form():
+    module = VoxelGrid(5, 6, 8)
+    columns = events(100)
+    x, y, p, t = (column.numpy() for column in columns)
+    whole = Events(x.astype(np.uint16), y.astype(np.uint16), t, p.astype(np.uint8), width=8, height=6)
+    assert torch.equal(module(whole), module(*columns))
+    assert torch.equal(module(EventBatch.of([whole, whole])), torch.stack([module(*columns)] * 2))

@@ -32,7 +32,7 @@ def separable_conv2d_forward_kernel(
         channel = first + tl.arange(0, CHANNELS)
         a = _pre_activation(
             x_ptr, depthwise_weight_ptr, depthwise_bias_ptr, sample, row, column, channel[:, None], C, H, W, padding,
-            K, S, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
+            K, S, 1, DTYPE, INTERLEAVED, PIXELS, CHANNELS,
         )  # fmt: skip
         a = activate(a, ACTIVATION)
         at = output.to(tl.int64) * C + channel[None, :]

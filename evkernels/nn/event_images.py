@@ -4,14 +4,21 @@ None of them has a kernel of its own: counting and finding the last event are th
 are a few passes over an image. `MixedDensityEventStack` alone counts in plain PyTorch.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import event_input
 from evkernels.reference.event_histogram import window_of_event, window_times
 from evkernels.reference.time_surface import NEVER
+
+if TYPE_CHECKING:
+    from evkernels.nn.event_input import EventInput
 
 Colour = tuple[int, int, int]
 
@@ -44,19 +51,28 @@ class EventImage(nn.Module):
         self.width = width
         self.register_buffer("palette", torch.tensor([background, off, on], dtype=torch.uint8), persistent=False)
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The image of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype.
+            x: Columns [E], any integer dtype; or, with nothing else, `evkernels.events.Events`, `EventBatch` or a
+                structured NumPy array with fields x, y, t, p.
             y: Rows [E], any integer dtype.
-            t: Timestamps [E], int64 or int32, in any order.
-            p: Polarities [E]: 1 is ON, 0 and -1 are OFF.
+            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
+            time: Timestamps [E], int64 or int32, in any order.
             offsets: Cuts a batch of windows out of the events, int64 [B + 1].
 
         Returns:
-            uint8 [height, width, 3], or [B, height, width, 3] with `offsets`.
+            uint8 [height, width, 3], or [B, height, width, 3] with `offsets` or EventBatch.
         """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
         last = ops.time_surface(x, y, t, p, height=self.height, width=self.width, offsets=offsets)
         off, on = last.unbind(-3)
         # In bytes as long as possible, and not by indexing: 1 ms instead of 5 at 640x480.
@@ -84,17 +100,25 @@ class EventCountImage(nn.Module):
         self.height = height
         self.width = width
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The image of one window, or of each window of a batch.
 
         Args:
-            x, y, t, p, offsets: As for `EventImage.forward`.
+            x, y, pol, time, offsets: As for `EventImage.forward`.
 
         Returns:
             float32 [4, height, width], or [B, 4, height, width] with `offsets`: number of ON and of OFF events, up to
             2**24, time of the last ON and of the last OFF event, 0 for the first event of the window to 1 for the
             last, those out of range included. Zeros where no event came.
         """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
         arguments = {"height": self.height, "width": self.width, "offsets": offsets}
         counts = ops.event_histogram(x, y, t, p, bins=1, dtype=torch.float32, **arguments)
         last = ops.time_surface(x, y, t, p, **arguments)
@@ -130,16 +154,24 @@ class BinaRep(nn.Module):
         self.width = width
         self.frames = frames
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The frames of one window, or of each window of a batch.
 
         Args:
-            x, y, t, p, offsets: As for `EventImage.forward`.
+            x, y, pol, time, offsets: As for `EventImage.forward`.
 
         Returns:
             float32 [frames, 2, height, width] in 0 to 1, OFF before ON, or [B, frames, 2, height, width] with
             `offsets`.
         """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
         bins = self.frames * self.bits
         binary = ops.event_histogram(
             x, y, t, p, bins=bins, height=self.height, width=self.width, count_cutoff=1, offsets=offsets
@@ -182,19 +214,23 @@ class MixedDensityEventStack(nn.Module):
         self.count_cutoff = 127 if count_cutoff is None else min(count_cutoff, 127)
         self.allow_compilation = allow_compilation
 
-    def forward(self, x: Tensor, y: Tensor, pol: Tensor, time: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """The stack of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype.
-            y: Rows [E], any integer dtype.
-            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
-            time: Timestamps [E], int64 or int32.
-            offsets: Cuts a batch of windows out of the events, int64 [B + 1].
+            x, y, pol, time, offsets: As for `EventImage.forward`.
 
         Returns:
             int8 [bins, height, width], or [B, bins, height, width] with `offsets`.
         """
+        x, y, time, pol, offsets = event_input.columns(x, y, pol, time, offsets)
         x, y, pol, time = (column.to(torch.int64) for column in (x, y, pol, time))
         window = window_of_event(time, offsets)
         first, last = _window_times(time, offsets)

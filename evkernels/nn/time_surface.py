@@ -1,10 +1,16 @@
 """Time surfaces as a module: at every pixel the last event's time, or what a decay has left of the event."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import event_input
+
+if TYPE_CHECKING:
+    from evkernels.nn.event_input import EventInput
 
 
 class TimeSurface(nn.Module):
@@ -38,10 +44,10 @@ class TimeSurface(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        y: Tensor,
-        t: Tensor,
-        p: Tensor,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
         surface: Tensor | None = None,
         offsets: Tensor | None = None,
         at: int | Tensor | None = None,
@@ -49,26 +55,28 @@ class TimeSurface(nn.Module):
         """The surface of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype.
+            x: Columns [E], any integer dtype; or, instead of the four columns and `offsets`, `evkernels.events.Events`,
+                `EventBatch` or a structured NumPy array with fields x, y, t, p.
             y: Rows [E], any integer dtype.
-            t: Timestamps [E], int64 or int32, in any order.
-            p: Polarities [E]: 1 is ON, 0 and -1 are OFF.
+            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
+            time: Timestamps [E], int64 or int32, in any order.
             surface: Last times to go on from, int64, as `step` returns them; never written to.
             offsets: Cuts a batch of windows out of the events, int64 [B + 1].
             at: Time to which events decay, an int or int64 [B]; None means the latest time. Only with `tau`.
 
         Returns:
-            [polarities, height, width], or [B, polarities, height, width] with `offsets`: float32 in 0 to 1 with `tau`,
-            else int64 with -2**63 where no event came.
+            [polarities, height, width], or [B, polarities, height, width] with `offsets` or EventBatch: float32 in 0 to
+            1 with `tau`, else int64 with -2**63 where no event came.
         """
-        return self._call(x, y, t, p, surface, offsets, tau=self.tau, at=at)
+        *columns, offsets = event_input.columns(x, y, pol, time, offsets)
+        return self._call(*columns, surface, offsets, tau=self.tau, at=at)
 
     def step(
         self,
-        x: Tensor,
-        y: Tensor,
-        t: Tensor,
-        p: Tensor,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
         surface: Tensor | None = None,
         offsets: Tensor | None = None,
         at: int | Tensor | None = None,
@@ -76,15 +84,16 @@ class TimeSurface(nn.Module):
         """What `forward` returns, and the last times to hand in with the next events of the stream.
 
         Args:
-            x, y, t, p, surface, offsets, at: As for `forward`, but events out of range are no latest time.
+            x, y, pol, time, surface, offsets, at: As for `forward`, but events out of range are no latest time.
 
         Returns:
             The surface, and the last times int64 of the same shape. Without `tau` they are one tensor.
         """
-        last = self._call(x, y, t, p, surface, offsets)
+        *columns, offsets = event_input.columns(x, y, pol, time, offsets)
+        last = self._call(*columns, surface, offsets)
         if self.tau is None:
             return last, last
-        none = [column[:0] for column in (x, y, t, p)]
+        none = [column[:0] for column in columns]
         return self._call(*none, last, None if offsets is None else offsets * 0, tau=self.tau, at=at), last
 
     def _call(self, x, y, t, p, surface, offsets, **decay):

@@ -1,10 +1,18 @@
 """Voxel grids as a module: the convention, sizes and normalisation of one network's input in one place."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import event_input
 from evkernels.ops.voxel_grid import NORMALIZATIONS
 from evkernels.reference.voxel_grid import CONVENTIONS
+
+if TYPE_CHECKING:
+    from evkernels.nn.event_input import EventInput
 
 
 class VoxelGrid(nn.Module):
@@ -39,17 +47,18 @@ class VoxelGrid(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        y: Tensor,
-        pol: Tensor,
-        time: Tensor,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
         weight: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> Tensor:
         """The grid of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype, or float32 or float64 for "dsec".
+            x: Columns [E], any integer dtype, or float32 or float64 for "dsec"; or, instead of the four columns and
+                `offsets`, `evkernels.events.Events`, `EventBatch` or a structured NumPy array with fields x, y, t, p.
             y: Rows [E], like x.
             pol: Polarities [E]: 1, 0 or -1, or bool.
             time: Timestamps [E], int64, int32, float64 or float32.
@@ -57,14 +66,15 @@ class VoxelGrid(nn.Module):
             offsets: Cuts a batch of windows out of the events, int64 [B + 1], see `evkernels.ops.voxel_grid`.
 
         Returns:
-            [channels, height, width], or [B, channels, height, width] with `offsets`, in the dtype of `weight` or
-            float32.
+            [channels, height, width], or [B, channels, height, width] with `offsets` or EventBatch, in the dtype of
+            `weight` or float32.
         """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
         return ops.voxel_grid(
             x,
             y,
-            time,
-            pol,
+            t,
+            p,
             bins=self.bins,
             height=self.height,
             width=self.width,

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from evkernels import arguments
+from evkernels.arguments import InputError
 from evkernels.events.optional import require
-from evkernels.preprocess.sources import RequestError, find
+from evkernels.preprocess.sources import find
 
 _MOST_BINS = 1000
 _EXIT_CODES = (
@@ -65,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
         require("rich", "preprocess", "preprocessing")
         libraries()
         if args.bins > _MOST_BINS:
-            raise RequestError(f"--bins must be at most {_MOST_BINS}, got {args.bins}")
+            raise InputError(f"--bins must be at most {_MOST_BINS}, got {args.bins}")
         if args.scheduler and args.jobs != 1:
-            raise RequestError("--jobs and --scheduler exclude each other: the cluster has its own workers")
+            raise InputError("--jobs and --scheduler exclude each other: the cluster has its own workers")
         pairs = find(args.source.absolute(), args.destination.absolute(), args.pattern)
         with pool.workers(args.jobs, args.scheduler) as executor:
             return pool.run(pairs, settings, args.overwrite, executor)
-    except (RequestError, ImportError) as error:
+    except (InputError, ImportError) as error:
         print("evkernels preprocess: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -23,11 +23,11 @@ import torch
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.events.optional import require
 from evkernels.preprocess.convert import Result, convert
 from evkernels.preprocess.settings import Settings
-from evkernels.preprocess.sources import RequestError
 
 _CONNECT_SECONDS = 10
 
@@ -37,7 +37,7 @@ def workers(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
     """What runs the conversions; None is this process.
 
     Raises:
-        RequestError: if the scheduler does not answer.
+        InputError: if the scheduler does not answer.
         ImportError: without Dask.
     """
     if scheduler:
@@ -45,7 +45,7 @@ def workers(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
         try:
             client = distributed.Client(scheduler, timeout=_CONNECT_SECONDS)
         except (OSError, ValueError, ImportError) as error:
-            raise RequestError(f"--scheduler {scheduler}: expected a Dask scheduler, got: {error}") from error
+            raise InputError(f"--scheduler {scheduler}: expected a Dask scheduler, got: {error}") from error
         with client:
             # A recording is written once; tried again on another worker it would only die again.
             yield client.get_executor(pure=False, retries=0)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from evkernels.arguments import InputError
 from evkernels.events.decoders import DECODERS
-
-
-class RequestError(Exception):
-    """What was asked for cannot be done; the message is one line for the user."""
 
 
 def find(source: Path, destination: Path, pattern: str = "*") -> list[tuple[Path, Path]]:
@@ -25,10 +22,10 @@ def find(source: Path, destination: Path, pattern: str = "*") -> list[tuple[Path
         Pairs, sorted by the recording's path. RVT's `<name>_td.dat.h5` and eTraM's `<name>_td.h5` are called <name>.
 
     Raises:
-        RequestError: if there are none, or two would have the same folder.
+        InputError: if there are none, or two would have the same folder.
     """
     if not source.exists():
-        raise RequestError(f"{source}: expected a recording or a folder, got no such file")
+        raise InputError(f"{source}: expected a recording or a folder, got no such file")
     if not source.is_dir():
         return [(source, destination / _sequence(source))]
     below = destination.resolve()
@@ -39,12 +36,12 @@ def find(source: Path, destination: Path, pattern: str = "*") -> list[tuple[Path
     ]
     if not found:
         kinds = ", ".join(DECODERS)
-        raise RequestError(f"{source}: expected recordings named {pattern} that end with one of {kinds}, got none")
+        raise InputError(f"{source}: expected recordings named {pattern} that end with one of {kinds}, got none")
     pairs = [(path, destination / path.parent.relative_to(source) / _sequence(path)) for path in found]
     first: dict[Path, Path] = {}
     for path, folder in pairs:
         if first.setdefault(folder, path) != path:
-            raise RequestError(f"{first[folder]} and {path} would share {folder}; choose with --pattern")
+            raise InputError(f"{first[folder]} and {path} would share {folder}; choose with --pattern")
     return pairs
 
 
