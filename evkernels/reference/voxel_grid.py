@@ -69,7 +69,7 @@ def voxel_grid_kernel(
         added = torch.where(kept, coefficient * value, torch.zeros_like(value))
         grid = grid.index_add(0, torch.where(kept, cell, cells), added)
     shape = (channels, height, width) if offsets is None else (windows, channels, height, width)
-    return grid[:cells].view(shape), (~valid).sum()
+    return grid.narrow(0, 0, cells).view(shape), valid.logical_not().sum()
 
 
 def voxel_grid_backward(
@@ -142,13 +142,15 @@ def position_in_time(t, window, windows, bins, rule):
 
     def event_of(reduce, start):
         extreme = time.detach().new_full((windows,), start).scatter_reduce(0, window, time.detach(), reduce)
-        matches = torch.where(time.detach() == extreme[window], events, events.numel() - 1)
-        return events.new_full((windows,), events.numel()).scatter_reduce(0, window, matches, "amin")[window]
+        matches = torch.where(time.detach() == extreme.index_select(0, window), events, events.numel() - 1)
+        found = events.new_full((windows,), events.numel()).scatter_reduce(0, window, matches, "amin")
+        return found.index_select(0, window)
 
     limits = torch.finfo(time.dtype) if time.is_floating_point() else torch.iinfo(time.dtype)
     first, last = event_of("amin", limits.max), event_of("amax", limits.min)
     # Integers are subtracted as such: no float holds microseconds since 1970 and their differences.
-    since, span = (time - time[first]).double(), (time[last] - time[first]).double()
+    start, end = time.index_select(0, first), time.index_select(0, last)
+    since, span = (time - start).double(), (end - start).double()
     span = torch.where(span > 0, span, torch.ones_like(span))
     scale = float(bins - rule.fewer)
     return since * scale / span - rule.shift, since, span, scale, first, last
