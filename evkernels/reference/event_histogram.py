@@ -57,4 +57,6 @@ def window_of_event(t: Tensor, offsets: Tensor | None) -> Tensor:
     if offsets is None:
         return torch.zeros_like(t, dtype=torch.int64)
     events = torch.arange(t.numel(), device=t.device)
-    return torch.bucketize(events, offsets.narrow(0, 1, offsets.numel() - 1), right=True).clamp(max=max(offsets.numel() - 2, 0))
+    return torch.bucketize(events, offsets.narrow(0, 1, offsets.numel() - 1), right=True).clamp(
+        max=max(offsets.numel() - 2, 0)
+    )
