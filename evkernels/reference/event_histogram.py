@@ -57,6 +57,5 @@ def window_of_event(t: Tensor, offsets: Tensor | None) -> Tensor:
     if offsets is None:
         return torch.zeros_like(t, dtype=torch.int64)
     events = torch.arange(t.numel(), device=t.device)
-    return torch.bucketize(events, offsets.narrow(0, 1, offsets.numel() - 1), right=True).clamp(
-        max=max(offsets.numel() - 2, 0)
-    )
+    windows = offsets.numel() - 1
+    return torch.bucketize(events, offsets.narrow(0, 1, windows), right=True).clamp(max=max(windows - 1, 0))
