@@ -89,5 +89,7 @@ BENCHMARKS = (
         label=label,
         dtypes=(torch.float32,),
         modes=("inference", "forward+backward"),
+        # In training the library's convolutions are so much of the time that the ratio is 1 within the noise.
+        gate_modes=("inference",),
     ),
 )

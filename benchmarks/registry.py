@@ -69,6 +69,8 @@ class Benchmark:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     # Those in which the test suite demands that no gate shape is slower than eager; None: the first of dtypes.
     gate_dtypes: tuple[torch.dtype, ...] | None = None
+    # The modes in which it does; None: all of them.
+    gate_modes: tuple[str, ...] | None = None
     modes: tuple[str, ...] = MODES
     layouts: tuple[str, ...] = LAYOUTS
     competitors: tuple[Competitor, ...] = ()
@@ -142,7 +144,8 @@ def cases(benchmark: Benchmark, shapes: Sequence[Shape]) -> list[Case]:
 def gates(benchmark: Benchmark) -> list[Case]:
     """The cases in which ours must not be slower than eager PyTorch."""
     dtypes = benchmark.gate_dtypes or benchmark.dtypes[:1]
-    return [case for case in cases(benchmark, benchmark.gate_shapes) if case.dtype in dtypes]
+    modes = benchmark.gate_modes or benchmark.modes
+    return [case for case in cases(benchmark, benchmark.gate_shapes) if case.dtype in dtypes and case.mode in modes]
 
 
 def providers(case: Case, device: str) -> tuple[list[Provider], dict[str, str]]:
