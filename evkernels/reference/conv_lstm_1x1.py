@@ -90,7 +90,8 @@ def conv_lstm_1x1_backward(
             d_h = d_h + grad_output[time * batch : (time + 1) * batch]
         xh, pre = _pre_activations(frames[time], states[time][0], weight, bias)
         d_pre, d_c = lstm_gates_backward(d_h, d_c, pre, states[time][1].to(wide), order)
-        d_weight = d_weight + torch.einsum("njyx,nkyx->jk", d_pre, xh)
+        # Sample by sample: one sum over all would round each small product to the unit of a large total.
+        d_weight = d_weight + torch.einsum("njyx,nkyx->njk", d_pre, xh).sum(0)
         d_bias = d_bias + d_pre.sum((0, 2, 3))
         d_frame, d_h = torch.einsum("njyx,jk->nkyx", d_pre, matrix).split([x.shape[1], h.shape[1]], 1)
         d_x.append(d_frame)
