@@ -7,6 +7,7 @@ library takes the place of evkernels._C before the package is imported.
 import os
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,11 +24,10 @@ def build_cpu_kernels() -> Path:
     flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
     flags += [*build.DEFINES, *build.INCLUDES, *build.SANITIZE_FLAGS]
     sources = [*sorted((build.ROOT / "csrc").glob("*/cpu.cpp")), build.ROOT / "csrc" / "common" / "isa.cpp"]
-    objects = []
-    with build.locked(folder):
-        for source in sources:
-            objects.append(folder / f"{source.parent.name}-{source.stem}.o")
-            build.compile_cached(["g++", *flags, "-c", str(source)], objects[-1])
+    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
+    with build.locked(folder), ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+        commands = (["g++", *flags, "-c", str(source)] for source in sources)
+        list(pool.map(build.compile_cached, commands, objects))
         library = folder / "cpu_kernels.so"
         link = ["g++", "-shared", "-fsanitize=address,undefined", *map(str, objects), f"-L{build.TORCH / 'lib'}"]
         build.run([*link, "-ltorch_cpu", "-lc10", "-o", str(library)])
