@@ -38,7 +38,7 @@ def test_drop_in_example_trains_the_same():
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "lint", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "sanitize", "gpu-check", "bench", "lint", "clean"])
 def test_make_knows_the_targets(target):
     plan = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert plan.returncode == 0, plan.stderr
