@@ -141,11 +141,7 @@ class ConvLSTMCell(RecurrentCell):
     def _run(self, x, state, reset, active):
         if active is not None or not self._is_one_op:
             return super()._run(x, state, reset, active)
-        h, c = self.initial_state(x[0]) if state is None else state
-        self._check_state("h", h, x[0])
-        self._check_state("c", c, x[0])
-        output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, self.conv.weight, self.conv.bias, reset, self.order)
-        return output, (output[-1], c)
+        return run_in_one_op(self, x, state, reset, self.conv.weight, self.conv.bias, self.order)
 
     @property
     def _is_one_op(self) -> bool:
@@ -265,3 +261,12 @@ class ConvLSTMCell(RecurrentCell):
                     blocks = dict(zip(order, rows.chunk(4), strict=True))
                     parameter.copy_(torch.cat([blocks[gate] for gate in cell.order]))
         return cell
+
+
+def run_in_one_op(cell: RecurrentCell, x: Tensor, state, reset: Tensor | None, weight: Tensor, bias, order: str):
+    """`cell.forward_sequence` where the cell is nothing but `ops.conv_lstm_1x1` with these parameters."""
+    h, c = cell.initial_state(x[0]) if state is None else state
+    cell._check_state("h", h, x[0])
+    cell._check_state("c", c, x[0])
+    output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, weight, bias, reset, order)
+    return output, (output[-1], c)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evkernels import ops
 from evkernels.nn import cell_options
+from evkernels.nn.conv_lstm import run_in_one_op
 from evkernels.nn.recurrent import RecurrentCell
 
 
@@ -55,11 +56,7 @@ class _RVTCell(RecurrentCell):
         rows = None if active is not None or (self.training and self.cell_update_dropout) else self._rows()
         if rows is None:
             return super()._run(x, state, reset, active)
-        h, c = self.initial_state(x[0]) if state is None else state
-        self._check_state("h", h, x[0])
-        self._check_state("c", c, x[0])
-        output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, *rows[:2], reset, rows[2])
-        return output, (output[-1], c)
+        return run_in_one_op(self, x, state, reset, *rows)
 
     def _rows(self) -> tuple[Tensor, Tensor, str] | None:
         """Weight, bias and order of `ops.conv_lstm_1x1` where it is the whole cell, else None."""
