@@ -1,8 +1,9 @@
 """Fixtures of the whole suite: one `backend` per way to run the ops, poisoned memory, seeds, the recordings.
 
 A test that takes `backend` runs once per way: reference, the compiled CPU kernels at every instruction set of this
-processor, the CUDA kernels executed on the CPU by the emulation layer, the Triton kernels in the interpreter, and on
-a machine with a GPU the real CUDA and Triton kernels.
+processor (AMX in files that say WITH_AMX = True, of ops that have a form for it), the CUDA kernels executed on the CPU
+by the emulation layer, the Triton kernels in the interpreter, and on a machine with a GPU the real CUDA and Triton
+kernels.
 """
 
 import importlib
@@ -36,7 +37,7 @@ if not backends.why_no_triton():
     # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
     importlib.import_module("evkernels.triton_kernels")
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "amx")
 BACKENDS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "cuda-emulated", "triton", "cuda")
 
 
@@ -90,7 +91,7 @@ def _emulated_kernel(op: str):
     return getattr(getattr(torch.ops, emulation.NAMESPACE), op).default
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture
 def backend(request) -> Iterator[Backend]:
     reason = why_not(request.param)
     if reason:
@@ -126,3 +127,6 @@ def pytest_generate_tests(metafunc):
     from contract import pytest_generate_contract
 
     pytest_generate_contract(metafunc)
+    if "backend" in metafunc.fixturenames:
+        with_amx = getattr(metafunc.module, "WITH_AMX", False)
+        metafunc.parametrize("backend", [b for b in BACKENDS if with_amx or b != "cpu-amx"], indirect=True)

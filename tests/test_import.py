@@ -139,17 +139,17 @@ def test_unknown_instruction_set_in_the_environment():
     done = run("import evkernels", EVKERNELS_CPU_ISA="sse9")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "ValueError: EVKERNELS_CPU_ISA=sse9: instruction set must be baseline, avx2, avx512 or best, got sse9"
+        "ValueError: EVKERNELS_CPU_ISA=sse9: instruction set must be baseline, avx2, avx512, amx or best, got sse9"
     )
 
 
 @needs_compiled
 @pytest.mark.skipif(
-    not backends.compiled_error and torch.ops.evkernels.best_cpu_isa() == "avx512",
+    not backends.compiled_error and torch.ops.evkernels.best_cpu_isa() == "amx",
     reason="this processor has every instruction set",
 )
 def test_instruction_set_above_the_processors():
-    done = run("import evkernels", EVKERNELS_CPU_ISA="avx512")
+    done = run("import evkernels", EVKERNELS_CPU_ISA="amx")
     assert done.returncode == 1
     best = torch.ops.evkernels.best_cpu_isa()
-    assert f"avx512 is not available on this processor, whose best is {best}" in done.stderr.splitlines()[-1]
+    assert f"amx is not available on this processor, whose best is {best}" in done.stderr.splitlines()[-1]

@@ -7,7 +7,9 @@
 // static or always-inline functions. On processors other than x86-64 only the baseline exists; the compiler maps its
 // 16-byte vectors to NEON and the like.
 //
-// EVKERNELS_CALL(function, arguments...) calls the copy for the instruction set in use.
+// EVKERNELS_CALL(function, arguments...) calls the copy for the instruction set in use. On processors with AMX that is
+// AVX-512's; an op with a form for AMX also defines EVKERNELS_AMX_LOOPS, a file compiled once, in the namespace amx,
+// behind common/amx.inl, and chooses between the two itself.
 
 #include <cstdint>
 #include <cstring>
@@ -52,8 +54,21 @@ namespace avx512 {
 }  // namespace avx512
 #pragma GCC pop_options
 
+#if defined(EVKERNELS_AMX_LOOPS)
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16")
+namespace amx {
+#define EVKERNELS_LANES 16
+#include "common/vec.inl"
+#include "common/amx.inl"
+#include EVKERNELS_AMX_LOOPS
+#undef EVKERNELS_LANES
+}  // namespace amx
+#pragma GCC pop_options
+#endif
+
 #define EVKERNELS_CALL(function, ...)                            \
-  (current_isa() == Isa::kAvx512 ? avx512::function(__VA_ARGS__) \
+  (current_isa() >= Isa::kAvx512 ? avx512::function(__VA_ARGS__) \
    : current_isa() == Isa::kAvx2 ? avx2::function(__VA_ARGS__)   \
                                  : baseline::function(__VA_ARGS__))
 

@@ -6,6 +6,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -13,10 +19,27 @@
 namespace evkernels {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+
+// Whether this process may use tiles of bfloat16. Their state is so large that Linux wants to be asked for it, once per
+// process and before the first use; threads that exist already are included.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22, kVectorsOfBfloat16 = 1u << 5;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kTilesOfBfloat16)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kVectorsOfBfloat16)) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 Isa best_isa() {
 #if defined(__x86_64__)
+  static const bool amx = __builtin_cpu_supports("x86-64-v4") && has_amx();
+  if (amx) return Isa::kAmx;
   if (__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx512;
   if (__builtin_cpu_supports("x86-64-v3")) return Isa::kAvx2;
 #endif
@@ -25,14 +48,14 @@ Isa best_isa() {
 
 Isa parse(const std::string& name) {
   if (name == "best") return best_isa();
-  for (int k = 0; k < 3; ++k) {
+  for (int k = 0; k < 4; ++k) {
     if (name == kNames[k]) {
       STD_TORCH_CHECK(k <= static_cast<int>(best_isa()), "instruction set ", name,
                       " is not available on this processor, whose best is ", kNames[static_cast<int>(best_isa())]);
       return static_cast<Isa>(k);
     }
   }
-  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2, avx512 or best, got ", name);
+  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2, avx512, amx or best, got ", name);
   return Isa::kBaseline;
 }
 

@@ -4,7 +4,8 @@
 
 namespace evkernels {
 
-enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+// AMX is AVX-512 with tiles of bfloat16 and vectors that convert to it; most kernels have no form of their own for it.
+enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
 // The set in use. Read once per operator call.
 Isa current_isa();

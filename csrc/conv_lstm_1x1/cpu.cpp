@@ -38,7 +38,7 @@ namespace {
 // Whether the loops with pairs of bfloat16 serve: pairs must not straddle x and h, nor h and what pads it.
 bool multiplies_pairs(const ConvLstmShape& s) {
 #if defined(__x86_64__)
-  return current_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") && s.inputs % 2 == 0 &&
+  return current_isa() >= Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") && s.inputs % 2 == 0 &&
          s.channels % 2 == 0;
 #else
   return false;
