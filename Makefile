@@ -21,15 +21,15 @@ demo:
 	@$(RUN) -m evkernels demo $(ARGS)
 
 test:
-	@$(PYTHON) tools/environment.py dask demo io preprocess test triton
+	@$(PYTHON) tools/environment.py dask demo io preprocess test train triton
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 sanitize:
-	@$(PYTHON) tools/environment.py dask demo io preprocess test triton
+	@$(PYTHON) tools/environment.py dask demo io preprocess test train triton
 	@$(RUN) -m pytest -m sanitizer $(ARGS)
 
 gpu-check:
-	@$(PYTHON) tools/environment.py dask demo io preprocess test triton
+	@$(PYTHON) tools/environment.py dask demo io preprocess test train triton
 	@$(RUN) -m pytest tests/test_cuda_build.py tests/test_triton_compile.py tests/test_emulation.py $(ARGS)
 	@$(RUN) tests/gpu_resources.py
 

@@ -4,5 +4,6 @@ from evkernels.models.cista_tc import CistaTC
 from evkernels.models.e2vid import E2VIDRecurrent
 from evkernels.models.event_encoder import EventEncoder, EventPredictor
 from evkernels.models.firenet import FireNet
+from evkernels.models.rvt import MaxViTRNN, RVTDetector
 
-__all__ = ["CistaTC", "E2VIDRecurrent", "EventEncoder", "EventPredictor", "FireNet"]
+__all__ = ["CistaTC", "E2VIDRecurrent", "EventEncoder", "EventPredictor", "FireNet", "MaxViTRNN", "RVTDetector"]

@@ -8,6 +8,7 @@ so that every part does something from the first step on and gets a gradient.
 import torch
 from torch import Tensor, nn
 
+from evkernels.nn.recurrent import check_reset, zeroed
 from evkernels.nn.rvt import DWSConvLSTM2d
 
 
@@ -84,6 +85,34 @@ class LightweightEnhancedConvLSTM(nn.Module):
             x = h + x if self.use_residual else h
             states.append((x, c))
         return tuple(value for pair in (states[-1], *states[:-1]) for value in pair)
+
+    def forward_sequence(
+        self, x: Tensor, state: tuple[Tensor, ...] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Runs the layers over a sequence, step by step.
+
+        Args:
+            x: Inputs [T, N, dim, H, W], T at least 1.
+            state: As in `forward`.
+            reset: bool [T, N]; where true, the sample's state is zero before that step.
+
+        Returns:
+            output, state: h of the last layer [T, N, dim, H, W], and the state after the last step.
+
+        Raises:
+            ValueError: if shapes disagree.
+            TypeError: if `reset` is no bool tensor.
+        """
+        if x.dim() != 5 or x.shape[0] == 0:
+            raise ValueError(f"x must be [T, N, dim, H, W] with T at least 1, got {tuple(x.shape)}")
+        check_reset(reset, x)
+        outputs = []
+        for time, frame in enumerate(x):
+            if reset is not None and state is not None:
+                state = zeroed(state, reset[time])
+            state = self(frame, state)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
 
     def extra_repr(self) -> str:
         return f"{self.dim}, use_attention={self.use_attention}, use_residual={self.use_residual}"
