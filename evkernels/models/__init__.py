@@ -2,8 +2,20 @@
 
 from evkernels.models.cista_tc import CistaTC
 from evkernels.models.e2vid import E2VIDRecurrent
+from evkernels.models.efficient_conv_lstm import EfficientConvLSTM
+from evkernels.models.encoding_health import EncodingHealth
 from evkernels.models.event_encoder import EventEncoder, EventPredictor
 from evkernels.models.firenet import FireNet
 from evkernels.models.rvt import MaxViTRNN, RVTDetector
 
-__all__ = ["CistaTC", "E2VIDRecurrent", "EventEncoder", "EventPredictor", "FireNet", "MaxViTRNN", "RVTDetector"]
+__all__ = [
+    "CistaTC",
+    "E2VIDRecurrent",
+    "EfficientConvLSTM",
+    "EncodingHealth",
+    "EventEncoder",
+    "EventPredictor",
+    "FireNet",
+    "MaxViTRNN",
+    "RVTDetector",
+]
