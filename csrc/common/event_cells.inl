@@ -8,24 +8,45 @@
 
 constexpr int64_t kBlock = 512;
 
-// Cells y * width + x of the OFF plane, `on` further for ON events, and -1 for events outside the sensor; returns how
-// many those are.
-static int64_t read_cells(const EventColumns& events, int64_t height, int64_t width, int64_t on, int64_t first,
-                          int64_t count, int64_t* __restrict__ cell) {
+// What read_cells gives to events without a cell.
+constexpr int64_t kOutOfRange = -1, kLeftOut = -2;
+
+// How many events of a block are out of range, and whether any event has no cell.
+struct Gaps {
+  int64_t out_of_range;
+  bool any;
+};
+
+// Cells of the OFF plane, `on` further for ON events. Planes have `plane` cells.
+static Gaps read_cells(const EventColumns& events, const PixelMap& map, int64_t plane, int64_t on, int64_t first,
+                       int64_t count, int64_t* __restrict__ cell) {
   int32_t x[kBlock], y[kBlock], p[kBlock];
-  const auto read_x = [&](auto column) __attribute__((always_inline)) { read_coordinates(column, count, width, x); };
-  const auto read_y = [&](auto column) __attribute__((always_inline)) { read_coordinates(column, count, height, y); };
+  const auto read_x = [&](auto column)
+                          __attribute__((always_inline)) { read_coordinates(column, count, map.width, x); };
+  const auto read_y = [&](auto column)
+                          __attribute__((always_inline)) { read_coordinates(column, count, map.height, y); };
   const auto read_p = [&](auto column) __attribute__((always_inline)) { read_polarities(column, count, p); };
   with_type(events.x_type, events.x, first, read_x);
   with_type(events.y_type, events.y, first, read_y);
   with_type(events.p_type, events.p, first, read_p);
   // A product of 32-bit numbers is one instruction for a whole vector, one of 64-bit numbers several.
-  const int32_t row_size = (int32_t)width;
-  int32_t outside = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const int32_t invalid = (x[k] | y[k] | p[k]) >> 31;  // 0 or -1
-    cell[k] = invalid ? -1 : (int64_t)y[k] * row_size + x[k] + (-(int64_t)p[k] & on);
-    outside -= invalid;
+  const int32_t row_size = (int32_t)map.width;
+  int32_t outside = 0, left_out = 0;
+  if (map.cells == nullptr) {
+    for (int64_t k = 0; k < count; ++k) {
+      const int32_t invalid = (x[k] | y[k] | p[k]) >> 31;  // 0 or -1
+      cell[k] = invalid ? kOutOfRange : (int64_t)y[k] * row_size + x[k] + (-(int64_t)p[k] & on);
+      outside -= invalid;
+    }
+  } else {
+    for (int64_t k = 0; k < count; ++k) {
+      const int32_t invalid = (x[k] | y[k] | p[k]) >> 31;
+      const int64_t own = map.cells[invalid ? 0 : (int64_t)y[k] * row_size + x[k]];
+      const bool is_inside = (uint64_t)own < (uint64_t)plane;
+      cell[k] = invalid ? kOutOfRange : is_inside ? own + (-(int64_t)p[k] & on) : kLeftOut;
+      outside -= invalid;
+      left_out += !is_inside;
+    }
   }
-  return outside;
+  return {outside, (outside | left_out) > 0};
 }

@@ -13,3 +13,11 @@ struct EventColumns {
   const void* p;  // [E]
   IntType x_type, y_type, t_type, p_type;
 };
+
+// Where the pixels of the sensor lie in the image; without a table they are the image's pixels. A pixel's cell is
+// y * width + x of the image, and events of pixels whose cell is outside the image are left out.
+struct PixelMap {
+  int64_t height, width;  // of the sensor, each below 2^31
+  const int32_t* cells;   // [height, width], or null
+  const float* places;    // [height, width, 2], x and y in the image between its pixels (voxel_grid only), or null
+};

@@ -46,6 +46,26 @@ inline EventColumns event_columns(Tensor& x, Tensor& y, Tensor& t, Tensor& p) {
   return events;
 }
 
+// The map of a sensor onto images of height x width; replaces the tensor by a contiguous one where it is not.
+inline PixelMap pixel_map(std::optional<Tensor>& map, int64_t height, int64_t width, bool takes_places = false) {
+  if (!map.has_value()) return {height, width, nullptr, nullptr};
+  const bool has_cells = map->dim() == 2 && map->scalar_type() == ScalarType::Int;
+  const bool has_places =
+      takes_places && map->dim() == 3 && map->size(2) == 2 && map->scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK((has_cells || has_places) && map->numel() > 0,
+                  "pixel_map must be int32 [height, width] of the sensor");
+  *map = in_layout(*map, MemoryFormat::Contiguous);
+  return {map->size(0), map->size(1), has_cells ? data<int32_t>(*map) : nullptr,
+          has_places ? data<float>(*map) : nullptr};
+}
+
+// `out` is written in place: [B, channels, height, width], or without the batch dimension if there are no offsets.
+inline void check_out(const Tensor& out, const std::optional<Tensor>& offsets, int64_t windows) {
+  STD_TORCH_CHECK(out.is_contiguous() && out.dim() == (offsets.has_value() ? 4 : 3) &&
+                      (!offsets.has_value() || out.size(0) == windows),
+                  "out must be contiguous and have the shape of the result");
+}
+
 inline int64_t window_count(const std::optional<Tensor>& offsets) {
   if (!offsets.has_value()) return 1;
   STD_TORCH_CHECK(offsets->dim() == 1 && offsets->numel() >= 1 && offsets->scalar_type() == ScalarType::Long,

@@ -12,19 +12,45 @@ namespace evkernels {
 namespace {
 
 template <class T, class C>
-int64_t fill(const T* t, const EventColumns& events, const HistogramShape& shape, const std::vector<int64_t>& offsets,
-             C* out) {
+int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const HistogramShape& shape,
+             const std::vector<int64_t>& offsets, C* out) {
   const int64_t window_size = 2 * shape.bins * shape.height * shape.width;
   return fill_windows(offsets, shape.bins, window_size,
                       [&](int64_t w, int64_t first_bin, int64_t last_bin, bool sorted, int64_t& dropped) {
                         C* const window = out + w * window_size;
                         if (sorted)
-                          return EVKERNELS_CALL(fill_sorted, t, events, shape, offsets[w], offsets[w + 1], first_bin,
-                                                last_bin, window, dropped);
-                        EVKERNELS_CALL(fill_unsorted, t, events, shape, offsets[w], offsets[w + 1], first_bin, last_bin,
-                                       window, dropped);
+                          return EVKERNELS_CALL(fill_sorted, t, events, map, shape, offsets[w], offsets[w + 1],
+                                                first_bin, last_bin, window, dropped);
+                        EVKERNELS_CALL(fill_unsorted, t, events, map, shape, offsets[w], offsets[w + 1], first_bin,
+                                       last_bin, window, dropped);
                         return true;
                       });
+}
+
+// Fills the counters, of whichever type, and returns how many events were dropped.
+Tensor fill_counters(const EventColumns& events, const PixelMap& map, const HistogramShape& shape,
+                     const std::vector<int64_t>& windows, Tensor& counters) {
+  Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, counters.device());
+  const auto fill_by_counter = [&](auto time, auto counter) {
+    using T = typename decltype(time)::type;
+    using C = typename decltype(counter)::type;
+    return fill(static_cast<const T*>(events.t), events, map, shape, windows, mutable_data<C>(counters));
+  };
+  const auto fill_by_time = [&](auto time) {
+    switch (counters.scalar_type()) {
+      case ScalarType::Byte:
+        return fill_by_counter(time, Type<uint8_t>{});
+      case ScalarType::Short:
+        return fill_by_counter(time, Type<int16_t>{});
+      case ScalarType::Int:
+        return fill_by_counter(time, Type<int32_t>{});
+      default:
+        return fill_by_counter(time, Type<float>{});
+    }
+  };
+  *mutable_data<int64_t>(dropped) =
+      events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
+  return dropped;
 }
 
 std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
@@ -34,22 +60,26 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
   const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
   Tensor histogram =
       torch::stable::empty(histogram_sizes(offsets, shape), counter_dtype(bits), std::nullopt, x.device());
-  Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
-  const auto fill_by_counter = [&](auto time, auto counter) {
-    using T = typename decltype(time)::type;
-    using C = typename decltype(counter)::type;
-    return fill(data<T>(t), events, shape, windows, mutable_data<C>(histogram));
-  };
-  const auto fill_by_time = [&](auto time) {
-    if (bits == 8) return fill_by_counter(time, Type<uint8_t>{});
-    return bits == 16 ? fill_by_counter(time, Type<int16_t>{}) : fill_by_counter(time, Type<int32_t>{});
-  };
-  *mutable_data<int64_t>(dropped) =
-      events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
-  return {histogram, dropped};
+  const PixelMap map{height, width, nullptr, nullptr};
+  return {histogram, fill_counters(events, map, shape, windows, histogram)};
+}
+
+// The same into a tensor of the caller, through a map of pixels.
+Tensor event_histogram_into(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                            std::optional<Tensor> pixels, Tensor out, int64_t bins, int64_t cutoff) {
+  const EventColumns events = event_columns(x, y, t, p);
+  const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
+  check_out(out, offsets, window_count(offsets));
+  const int64_t height = out.size(-2), width = out.size(-1);
+  const HistogramShape shape = histogram_shape(bins, height, width, cutoff, counter_bits(out.scalar_type()));
+  STD_TORCH_CHECK(out.size(-3) == 2 * bins, "out must have 2 * bins channels");
+  return fill_counters(events, pixel_map(pixels, height, width), shape, windows, out);
 }
 
 }  // namespace
 }  // namespace evkernels
 
-STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) { m.impl("event_histogram", TORCH_BOX(&evkernels::event_histogram)); }
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
+  m.impl("event_histogram", TORCH_BOX(&evkernels::event_histogram));
+  m.impl("event_histogram_into", TORCH_BOX(&evkernels::event_histogram_into));
+}

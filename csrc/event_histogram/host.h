@@ -22,6 +22,21 @@ inline ScalarType counter_dtype(int64_t bits) {
   return bits == 8 ? ScalarType::Byte : bits == 16 ? ScalarType::Short : ScalarType::Int;
 }
 
+// Of the counters that the CPU writes in place; float32 counts like 24 bits and a sign.
+inline int64_t counter_bits(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+      return 8;
+    case ScalarType::Short:
+      return 16;
+    case ScalarType::Int:
+    case ScalarType::Float:
+      return 32;
+    default:
+      STD_TORCH_CHECK(false, "out must be uint8, int16, int32 or float32");
+  }
+}
+
 // Without offsets there is no batch dimension.
 inline std::vector<int64_t> histogram_sizes(const std::optional<Tensor>& offsets, const HistogramShape& shape) {
   std::vector<int64_t> sizes{2 * shape.bins, shape.height, shape.width};

@@ -46,7 +46,7 @@ EVKERNELS_INLINE int64_t lower_bound(const T* t, int64_t begin, int64_t end, int
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
 // state, if a timestamp met on the way is smaller than its predecessor.
 template <class T, class C>
-static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
+static bool fill_sorted(const T* t, EventColumns events, PixelMap map, HistogramShape shape, int64_t begin, int64_t end,
                         int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
   const int64_t plane = shape.height * shape.width;
   const int64_t on = shape.bins * plane;
@@ -64,9 +64,9 @@ static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, i
     if (!is_sorted(t + event, (stop < end ? stop : end - 1) - event)) return false;
     while (event < stop) {
       const int64_t count = stop - event < kBlock ? stop - event : kBlock;
-      const int64_t outside = read_cells(events, shape.height, shape.width, on, event, count, cell);
-      increment(window + bin * plane, cell, count, outside > 0, (C)shape.cutoff);
-      dropped += outside;
+      const Gaps gaps = read_cells(events, map, plane, on, event, count, cell);
+      increment(window + bin * plane, cell, count, gaps.any, (C)shape.cutoff);
+      dropped += gaps.out_of_range;
       event += count;
     }
   }
@@ -75,8 +75,8 @@ static bool fill_sorted(const T* t, EventColumns events, HistogramShape shape, i
 
 // The same for events in any order: reads all of them twice and counts those of its own bins.
 template <class T, class C>
-static void fill_unsorted(const T* t, EventColumns events, HistogramShape shape, int64_t begin, int64_t end,
-                          int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
+static void fill_unsorted(const T* t, EventColumns events, PixelMap map, HistogramShape shape, int64_t begin,
+                          int64_t end, int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
   T t0 = begin < end ? t[begin] : 0, t1 = t0;
   for (int64_t k = begin; k < end; ++k) {
     t0 = t[k] < t0 ? t[k] : t0;
@@ -92,12 +92,12 @@ static void fill_unsorted(const T* t, EventColumns events, HistogramShape shape,
   clear_planes(window, shape, first_bin, last_bin);
   for (int64_t event = begin; event < end; event += kBlock) {
     const int64_t count = end - event < kBlock ? end - event : kBlock;
-    read_cells(events, shape.height, shape.width, on, event, count, cell);
+    read_cells(events, map, plane, on, event, count, cell);
     for (int64_t k = 0; k < count; ++k) bin[k] = event_bin(wrapping_difference(t[event + k], t0), span, bins);
     bool has_gaps = false;
     for (int64_t k = 0; k < count; ++k) {
       const bool own = bin[k] >= first_bin && bin[k] < last_bin;
-      dropped += own && cell[k] < 0;
+      dropped += own && cell[k] == kOutOfRange;
       cell[k] = own && cell[k] >= 0 ? cell[k] + bin[k] * plane : -1;
       has_gaps |= cell[k] < 0;
     }

@@ -28,8 +28,8 @@ struct Decay {
 
 // Fills `out`: times for S = int64_t, and what is left of the events for S = float. Returns how many were dropped.
 template <class T, class S>
-int64_t fill(const T* t, const EventColumns& events, const SurfaceShape& shape, const std::vector<int64_t>& offsets,
-             const int64_t* previous, const Decay& decay, S* out) {
+int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const SurfaceShape& shape,
+             const std::vector<int64_t>& offsets, const int64_t* previous, const Decay& decay, S* out) {
   const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
   const int64_t plane = shape.height * shape.width;
   const int64_t window_size = shape.polarities * plane;
@@ -45,8 +45,8 @@ int64_t fill(const T* t, const EventColumns& events, const SurfaceShape& shape, 
       const int64_t* const from = previous ? previous + w * window_size : nullptr;
       S* const surface = out + w * window_size;
       const auto fill_with = [&](int64_t time, int64_t& latest) {
-        return EVKERNELS_CALL(fill_rows, t, events, shape, offsets[w], offsets[w + 1], first_row, last_row, time, from,
-                              surface, latest);
+        return EVKERNELS_CALL(fill_rows, t, events, map, shape, offsets[w], offsets[w + 1], first_row, last_row, time,
+                              from, surface, latest);
       };
       // Events sorted by time are read once: the last one has the latest time.
       int64_t at = 0, latest = kNever;
@@ -72,44 +72,72 @@ int64_t fill(const T* t, const EventColumns& events, const SurfaceShape& shape, 
   return dropped;
 }
 
+// The surface goes into `out`; returns how many events were dropped.
 template <class S>
-std::tuple<Tensor, Tensor> surface_of_events(Tensor x, Tensor y, Tensor t, Tensor p,
-                                             const std::optional<Tensor>& offsets, std::optional<Tensor> previous,
-                                             const SurfaceShape& shape, const Decay& decay, ScalarType dtype) {
+Tensor fill_surface(Tensor x, Tensor y, Tensor t, Tensor p, const std::optional<Tensor>& offsets,
+                    std::optional<Tensor> pixels, std::optional<Tensor> previous, const SurfaceShape& shape,
+                    const Decay& decay, Tensor& out) {
   const EventColumns events = event_columns(x, y, t, p);
+  const PixelMap map = pixel_map(pixels, shape.height, shape.width);
   const std::vector<int64_t> windows = window_offsets(offsets, x.numel());
-  const std::vector<int64_t> sizes = surface_sizes(offsets, shape);
-  bring_surface(previous, sizes);
-  Tensor surface = torch::stable::empty(sizes, dtype, std::nullopt, x.device());
+  bring_surface(previous, surface_sizes(offsets, shape));
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, x.device());
   const auto fill_by_time = [&](auto time) {
     using T = typename decltype(time)::type;
-    return fill(data<T>(t), events, shape, windows, data<int64_t>(previous), decay, mutable_data<S>(surface));
+    return fill(data<T>(t), events, map, shape, windows, data<int64_t>(previous), decay, mutable_data<S>(out));
   };
   *mutable_data<int64_t>(dropped) =
       events.t_type == IntType::kInt64 ? fill_by_time(Type<int64_t>{}) : fill_by_time(Type<int32_t>{});
-  return {surface, dropped};
+  return dropped;
+}
+
+SurfaceShape shape_of_out(const Tensor& out, const std::optional<Tensor>& offsets, ScalarType dtype) {
+  check_out(out, offsets, window_count(offsets));
+  STD_TORCH_CHECK(out.scalar_type() == dtype, "out must be int64, or float32 with a decay");
+  return surface_shape(out.size(-3), out.size(-2), out.size(-1));
+}
+
+Decay decay_of(std::optional<Tensor>& at, const std::optional<Tensor>& offsets, double tau, bool linear) {
+  if (at.has_value()) {
+    STD_TORCH_CHECK(at->scalar_type() == ScalarType::Long && at->dim() == 1 && at->size(0) == window_count(offsets),
+                    "at must be int64 [B]");
+    at = in_layout(*at, MemoryFormat::Contiguous);
+  }
+  return {data<int64_t>(at), static_cast<float>(tau), linear};
 }
 
 std::tuple<Tensor, Tensor> time_surface(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
                                         std::optional<Tensor> surface, int64_t polarities, int64_t height,
                                         int64_t width) {
-  return surface_of_events<int64_t>(x, y, t, p, offsets, surface, surface_shape(polarities, height, width), Decay{},
-                                    ScalarType::Long);
+  const SurfaceShape shape = surface_shape(polarities, height, width);
+  Tensor result = torch::stable::empty(surface_sizes(offsets, shape), ScalarType::Long, std::nullopt, x.device());
+  const Tensor dropped = fill_surface<int64_t>(x, y, t, p, offsets, std::nullopt, surface, shape, Decay{}, result);
+  return {result, dropped};
+}
+
+Tensor time_surface_into(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                         std::optional<Tensor> pixels, std::optional<Tensor> surface, Tensor out) {
+  const SurfaceShape shape = shape_of_out(out, offsets, ScalarType::Long);
+  return fill_surface<int64_t>(x, y, t, p, offsets, pixels, surface, shape, Decay{}, out);
 }
 
 std::tuple<Tensor, Tensor> decayed_time_surface(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
                                                 std::optional<Tensor> surface, std::optional<Tensor> at,
                                                 int64_t polarities, int64_t height, int64_t width, double tau,
                                                 bool linear) {
-  if (at.has_value()) {
-    STD_TORCH_CHECK(at->scalar_type() == ScalarType::Long && at->dim() == 1 && at->size(0) == window_count(offsets),
-                    "at must be int64 [B]");
-    at = in_layout(*at, MemoryFormat::Contiguous);
-  }
-  const Decay decay{data<int64_t>(at), static_cast<float>(tau), linear};
-  return surface_of_events<float>(x, y, t, p, offsets, surface, surface_shape(polarities, height, width), decay,
-                                  ScalarType::Float);
+  const SurfaceShape shape = surface_shape(polarities, height, width);
+  const Decay decay = decay_of(at, offsets, tau, linear);
+  Tensor result = torch::stable::empty(surface_sizes(offsets, shape), ScalarType::Float, std::nullopt, x.device());
+  const Tensor dropped = fill_surface<float>(x, y, t, p, offsets, std::nullopt, surface, shape, decay, result);
+  return {result, dropped};
+}
+
+Tensor decayed_time_surface_into(Tensor x, Tensor y, Tensor t, Tensor p, std::optional<Tensor> offsets,
+                                 std::optional<Tensor> pixels, std::optional<Tensor> surface, std::optional<Tensor> at,
+                                 Tensor out, double tau, bool linear) {
+  const SurfaceShape shape = shape_of_out(out, offsets, ScalarType::Float);
+  const Decay decay = decay_of(at, offsets, tau, linear);
+  return fill_surface<float>(x, y, t, p, offsets, pixels, surface, shape, decay, out);
 }
 
 }  // namespace
@@ -118,4 +146,6 @@ std::tuple<Tensor, Tensor> decayed_time_surface(Tensor x, Tensor y, Tensor t, Te
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("time_surface", TORCH_BOX(&evkernels::time_surface));
   m.impl("decayed_time_surface", TORCH_BOX(&evkernels::decayed_time_surface));
+  m.impl("time_surface_into", TORCH_BOX(&evkernels::time_surface_into));
+  m.impl("decayed_time_surface_into", TORCH_BOX(&evkernels::decayed_time_surface_into));
 }

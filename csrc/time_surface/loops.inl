@@ -67,13 +67,15 @@ EVKERNELS_INLINE void keep_latest(int64_t t, int64_t at, S& cell) {
 // and fills them with the events [begin, end). Returns how many are outside the sensor; for S = float, `latest` becomes
 // at least the time of each of them, those outside included, so that where it exceeds `at` another `at` can be tried.
 template <class T, class S>
-static int64_t fill_rows(const T* t, EventColumns events, SurfaceShape shape, int64_t begin, int64_t end,
+static int64_t fill_rows(const T* t, EventColumns events, PixelMap map, SurfaceShape shape, int64_t begin, int64_t end,
                          int64_t first_row, int64_t last_row, int64_t at, const int64_t* previous, S* surface,
                          int64_t& latest) {
   const int64_t plane = shape.height * shape.width;
   const int64_t on = (shape.polarities - 1) * plane;
   const int64_t first_cell = first_row * shape.width;
-  for (int64_t k = 0; k < shape.polarities; ++k) {
+  // The caller may go on in place.
+  const bool is_started = (const void*)previous == (const void*)surface;
+  for (int64_t k = 0; k < shape.polarities && !is_started; ++k) {
     start_cells(previous ? previous + k * plane + first_cell : previous, (last_row - first_row) * shape.width, at,
                 surface + k * plane + first_cell);
   }
@@ -83,10 +85,10 @@ static int64_t fill_rows(const T* t, EventColumns events, SurfaceShape shape, in
   int64_t dropped = 0;
   for (int64_t event = begin; event < end; event += kBlock) {
     const int64_t count = end - event < kBlock ? end - event : kBlock;
-    const int64_t outside = read_cells(events, shape.height, shape.width, on, event, count, cell);
-    dropped += outside;
+    const Gaps gaps = read_cells(events, map, plane, on, event, count, cell);
+    dropped += gaps.out_of_range;
     if constexpr (sizeof(S) == sizeof(float)) latest = maximum(t + event, count, latest);
-    if (is_whole && outside == 0) {
+    if (is_whole && !gaps.any) {
       for (int64_t k = 0; k < count; ++k) keep_latest(t[event + k], at, surface[cell[k]]);
     } else {
       const int64_t kept = select_rows(shape, first_row, last_row, count, cell, index);

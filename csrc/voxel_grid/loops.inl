@@ -16,10 +16,19 @@
 
 constexpr int64_t kBlock = 512;
 
+// Cells of events that have none. A sub-pixel cell left of or above the image is negative too, but not as far.
+constexpr int64_t kOutOfRange = INT64_MIN, kLeftOut = INT64_MIN + 1;
+
+// How many events of a block are out of range, and whether any event has no cell.
+struct Gaps {
+  int64_t out_of_range;
+  bool any;
+};
+
 // One block of events, ready to be added.
 template <class R>
 struct Block {
-  int64_t cell[kBlock];  // in the plane of bin 0; -1: out of range
+  int64_t cell[kBlock];  // in the plane of bin 0, or one of the two below
   int32_t bin[kBlock];
   R left[kBlock];   // added in the plane of `bin`
   R right[kBlock];  // added in the next plane
@@ -56,8 +65,9 @@ static void read_fractions(const T* __restrict__ column, int64_t count, int64_t 
 }
 
 template <class R>
-EVKERNELS_INLINE void read_coordinates_of_block(const VoxelColumns& columns, const VoxelShape& shape, int64_t first,
-                                                int64_t count, Block<R>& block) {
+EVKERNELS_INLINE void read_coordinates_of_block(const VoxelColumns& columns, const PixelMap& map,
+                                                const VoxelShape& shape, int64_t first, int64_t count,
+                                                Block<R>& block) {
   const EventColumns& events = columns.events;
   if (columns.xy_type == RealType::kFloat32) {
     read_fractions((const float*)events.x + first, count, shape.width, block.column, block.past_column);
@@ -67,11 +77,10 @@ EVKERNELS_INLINE void read_coordinates_of_block(const VoxelColumns& columns, con
     read_fractions((const double*)events.y + first, count, shape.height, block.row, block.past_row);
   } else {
     const auto read_x = [&](auto column) __attribute__((always_inline)) {
-      read_coordinates(column, count, shape.width, block.column);
+      read_coordinates(column, count, map.width, block.column);
     };
-    const auto read_y = [&](auto column) __attribute__((always_inline)) {
-      read_coordinates(column, count, shape.height, block.row);
-    };
+    const auto read_y = [&](auto column)
+                            __attribute__((always_inline)) { read_coordinates(column, count, map.height, block.row); };
     with_type(events.x_type, events.x, first, read_x);
     with_type(events.y_type, events.y, first, read_y);
   }
@@ -107,24 +116,59 @@ static void place_block(const T* __restrict__ t, const VoxelShape& shape, int64_
   }
 }
 
-// Fills the block from event `first`; returns how many of its events are out of range.
+// Cells of events whose pixels a map takes to cells, or to places between them.
+template <class R>
+static Gaps map_cells(const PixelMap& map, const VoxelShape& shape, int64_t off, int64_t count,
+                      const int32_t* __restrict__ sign, Block<R>& block) {
+  float x[kBlock], y[kBlock];
+  Gaps gaps{0, false};
+  for (int64_t k = 0; k < count; ++k) {
+    const bool invalid = (block.column[k] < 0) | (block.row[k] < 0) | (sign[k] > 1);
+    const int64_t pixel = invalid ? 0 : block.row[k] * map.width + block.column[k];
+    gaps.out_of_range += invalid;
+    block.cell[k] = invalid ? kOutOfRange : map.places ? 0 : map.cells[pixel];
+    x[k] = map.places ? map.places[2 * pixel] : 0;
+    y[k] = map.places ? map.places[2 * pixel + 1] : 0;
+  }
+  if (map.places) {
+    read_fractions(x, count, shape.width, block.column, block.past_column);
+    read_fractions(y, count, shape.height, block.row, block.past_row);
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const bool is_inside = map.places ? (block.column[k] >= -1) & (block.row[k] >= -1)
+                                      : (uint64_t)block.cell[k] < (uint64_t)(shape.height * shape.width);
+    const int64_t own = map.places ? block.row[k] * shape.width + block.column[k] : block.cell[k];
+    const bool is_out_of_range = block.cell[k] == kOutOfRange;
+    block.cell[k] = is_out_of_range ? kOutOfRange : is_inside ? own + (sign[k] > 0 ? 0 : off) : kLeftOut;
+    gaps.any |= !is_inside;
+  }
+  gaps.any |= gaps.out_of_range > 0;
+  return gaps;
+}
+
+// Fills the block from event `first`.
 template <class T, class R>
-static int64_t read_block(const T* __restrict__ t, const VoxelColumns& columns, const VoxelShape& shape, int64_t first,
-                          int64_t count, T t0, double span, Block<R>& block) {
+static Gaps read_block(const T* __restrict__ t, const VoxelColumns& columns, const PixelMap& map,
+                       const VoxelShape& shape, int64_t first, int64_t count, T t0, double span, Block<R>& block) {
   int32_t sign[kBlock];
-  read_coordinates_of_block(columns, shape, first, count, block);
+  read_coordinates_of_block(columns, map, shape, first, count, block);
   const auto read_p = [&](auto column) __attribute__((always_inline)) { read_signs(column, count, sign); };
   with_type(columns.events.p_type, columns.events.p, first, read_p);
   // Sub-pixel coordinates are inside from -1 on.
   const int32_t lowest = columns.xy_type == RealType::kNone ? 0 : -1;
   const int64_t off = shape.is_split ? shape.bins * shape.height * shape.width : 0;
-  int32_t outside = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
-    const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
-    // A sub-pixel cell left of or above the image is negative too, but not far enough to be taken for an event's.
-    block.cell[k] = invalid ? INT64_MIN : cell;
-    outside += invalid;
+  Gaps gaps;
+  if (map.cells || map.places) {
+    gaps = map_cells(map, shape, off, count, sign, block);
+  } else {
+    int32_t outside = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
+      const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
+      block.cell[k] = invalid ? kOutOfRange : cell;
+      outside += invalid;
+    }
+    gaps = {outside, outside > 0};
   }
   place_block(t + first, shape, count, t0, span, sign, block);
   const R* __restrict__ const weight = (const R*)columns.weight;
@@ -134,7 +178,7 @@ static int64_t read_block(const T* __restrict__ t, const VoxelColumns& columns, 
       block.right[k] *= weight[first + k];
     }
   }
-  return outside;
+  return gaps;
 }
 
 // The bins [first, last) are this caller's to write.
@@ -184,7 +228,7 @@ template <class R>
 static void add_sub_pixel(const Block<R>& block, int64_t count, const VoxelShape& shape, Own own,
                           R* __restrict__ grid) {
   for (int64_t k = 0; k < count; ++k) {
-    if (block.cell[k] == INT64_MIN) continue;
+    if (block.cell[k] <= kLeftOut) continue;
     for (int32_t upper = 0; upper < 2; ++upper) {
       const int64_t bin = block.bin[k] + upper;
       if (!owns(own, bin)) continue;
@@ -237,8 +281,8 @@ EVKERNELS_INLINE void prefetch_times(const T* t, const T* stop) {
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). With `sorted` only the events between them
 // are read; returns false, with the planes in any state, if a timestamp met on the way is smaller than its predecessor.
 template <class T, class R>
-static bool fill(const T* t, VoxelColumns columns, VoxelShape shape, int64_t begin, int64_t end, int64_t first_bin,
-                 int64_t last_bin, bool sorted, R* window, int64_t& dropped) {
+static bool fill(const T* t, VoxelColumns columns, PixelMap map, VoxelShape shape, int64_t begin, int64_t end,
+                 int64_t first_bin, int64_t last_bin, bool sorted, R* window, int64_t& dropped) {
   const Own own{first_bin, last_bin};
   const int64_t plane = shape.height * shape.width;
   Block<R> block;
@@ -264,19 +308,19 @@ static bool fill(const T* t, VoxelColumns columns, VoxelShape shape, int64_t beg
     const int64_t count = stop - event < kBlock ? stop - event : kBlock;
     // Each event is compared with its successor; the last one of the window has none.
     if (sorted && !is_sorted(t + event, event + count < end ? count : count - 1)) return false;
-    const int64_t outside = read_block(t, columns, shape, event, count, t0, span, block);
+    const Gaps gaps = read_block(t, columns, map, shape, event, count, t0, span, block);
     prefetch_times(t + event + count, t + stop);
     int32_t different = 0;
     for (int64_t k = 0; k < count; ++k) different |= block.bin[k] ^ block.bin[0];
-    if (outside > 0) {
+    if (gaps.out_of_range > 0) {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t bin = block.bin[k] < 0 ? 0 : block.bin[k] < shape.bins ? block.bin[k] : shape.bins - 1;
-        dropped += block.cell[k] == INT64_MIN && owns(own, bin);
+        dropped += block.cell[k] == kOutOfRange && owns(own, bin);
       }
     }
-    if (columns.xy_type != RealType::kNone) {
+    if (columns.xy_type != RealType::kNone || map.places) {
       add_sub_pixel(block, count, shape, own, window);
-    } else if (outside > 0 || different) {
+    } else if (gaps.any || different) {
       add_anywhere(block, count, shape.is_hard, own, plane, window);
     } else {
       add_between(block, count, owns(own, block.bin[0]), !shape.is_hard && owns(own, block.bin[0] + 1), plane, window);

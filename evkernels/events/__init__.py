@@ -9,11 +9,12 @@ from .draw import event_frame, save_animation, save_png
 from .packets import Recording
 from .readers import RecordingError, read
 from .simulate import simulate
-from .transforms import crop, downsample, drop_pixels, flip_horizontal, hot_pixels
+from .transforms import PixelMap, crop, downsample, drop_pixels, flip_horizontal, hot_pixels, pixel_map, rectify
 
 __all__ = [
     "EventBatch",
     "Events",
+    "PixelMap",
     "Recording",
     "RecordingError",
     "collate",
@@ -23,7 +24,9 @@ __all__ = [
     "event_frame",
     "flip_horizontal",
     "hot_pixels",
+    "pixel_map",
     "read",
+    "rectify",
     "save_animation",
     "save_png",
     "simulate",

@@ -1,18 +1,24 @@
-"""Changes to where events lie: crop, downsampling, flip, removal of pixels. Of one recording or of a batch of windows.
+"""Changes to where events lie: crop, downsampling, flip, rectification, removal of pixels.
 
 Each takes Events or EventBatch and returns the same kind on new columns, never writing to the given ones; times and
 polarities are only selected from. A batch stays on its device, and its windows stay windows, empty ones too. Events of
 a batch that lie outside its sensor are dropped by all of them but the flip, which leaves them outside.
+
+`pixel_map` turns any chain of them into a table that the ops read while they count, so that no events are copied.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from .batch import EventBatch
 from .container import Events, _integer, _positive
+
+if TYPE_CHECKING:
+    import torch
 
 AnyEvents = TypeVar("AnyEvents", Events, EventBatch)
 
@@ -63,6 +69,64 @@ def flip_horizontal(events: AnyEvents) -> AnyEvents:
     width, height = _sensor(events)
     x, y = _coordinates(events)
     return _selected(events, width - 1 - x, y, None, (width, height))
+
+
+def rectify(events: Events, places: np.ndarray) -> Events:
+    """Events moved to the pixels nearest to where an ideal lens would have shown them; those outside are dropped.
+
+    Args:
+        events: Events; their sensor keeps its size.
+        places: float [H, W, 2], x and y for every pixel of the sensor, such as DSEC's rectify_map.
+
+    Raises:
+        ValueError: if `places` has another shape.
+    """
+    if places.shape != (events.height, events.width, 2):
+        expected = [events.height, events.width, 2]
+        raise ValueError(f"places must be [H, W, 2] = {expected}, got {list(places.shape)}")
+    x, y = np.rint(places[events.y, events.x]).T
+    keep = _inside(x, y, events.width, events.height)
+    x, y = (np.where(keep, column, 0).astype(np.int32) for column in (x, y))
+    return _selected(events, x, y, keep, (events.width, events.height))
+
+
+class PixelMap(NamedTuple):
+    """Where the pixels of a sensor lie in an image."""
+
+    # int32 [H, W] of the sensor: y * width + x of the image, -1 for pixels that are left out.
+    cells: torch.Tensor
+    # Size of the image.
+    height: int
+    width: int
+
+
+def pixel_map(change: Callable[[Events], Events], width: int, height: int) -> PixelMap:
+    """The table of a change to where events lie, for the `pixel_map` argument of the ops and modules.
+
+    Equivalent to::
+
+        cells, rows, columns = pixel_map(lambda events: downsample(flip_horizontal(events), 2), 640, 480)
+        histogram = event_histogram(x, y, t, p, bins=10, height=rows, width=columns, pixel_map=cells)
+
+    which counts what the changed events would give, except that those left out still mark the window's first and last
+    time.
+
+    Args:
+        change: Any chain of the functions of this file; called once, with one event per pixel of the sensor.
+        width, height: Size of the sensor.
+
+    Returns:
+        PixelMap on the CPU.
+    """
+    import torch
+
+    y, x = np.divmod(np.arange(width * height, dtype=np.int32), np.int32(width))
+    pixels = Events(x, y, np.arange(width * height), np.zeros(width * height, np.uint8), width, height)
+    changed = change(pixels)
+    cells = np.full(width * height, -1, np.int32)
+    # The time of a pixel's event is the pixel's number.
+    cells[changed.t] = changed.y.astype(np.int32) * changed.width + changed.x
+    return PixelMap(torch.from_numpy(cells.reshape(height, width)), changed.height, changed.width)
 
 
 def drop_pixels(events: AnyEvents, pixels: np.ndarray) -> AnyEvents:

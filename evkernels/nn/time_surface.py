@@ -17,11 +17,13 @@ class TimeSurface(nn.Module):
     """Time of the last event of each polarity at every pixel, or what is left of it after a decay.
 
     Args:
-        height: Rows of the sensor.
-        width: Columns of the sensor.
+        height: Rows of the surface, which are the sensor's unless there is a `pixel_map`.
+        width: Columns of the surface, likewise.
         tau: Time constant of the decay in the unit of the timestamps; None gives the last times themselves.
         polarities: 2 gives OFF and ON events a surface each, in this order; 1 takes them together.
         decay: "exponential" leaves exp(-age / tau) of an event, "linear" max(0, 1 - age / tau).
+        pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] as of `evkernels.events.pixel_map`: flip,
+            crop, downsampling, rectification and removal of pixels in the same pass. None: the sensor is the image.
 
     No parameters, no gradients. See `evkernels.ops.time_surface`. With `tau`, 2 polarities and `at` the end of each
     slice these are the surfaces of tonic's `ToTimesurface`, if `step` carries the last times from slice to slice.
@@ -34,6 +36,7 @@ class TimeSurface(nn.Module):
         tau: float | None = None,
         polarities: Literal[1, 2] = 2,
         decay: Literal["exponential", "linear"] = "exponential",
+        pixel_map: Tensor | None = None,
     ):
         super().__init__()
         self.height = height
@@ -41,6 +44,7 @@ class TimeSurface(nn.Module):
         self.tau = tau
         self.polarities = polarities
         self.decay = decay
+        self.register_buffer("pixel_map", pixel_map, persistent=False)
 
     def forward(
         self,
@@ -51,6 +55,7 @@ class TimeSurface(nn.Module):
         surface: Tensor | None = None,
         offsets: Tensor | None = None,
         at: int | Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The surface of one window, or of each window of a batch.
 
@@ -63,13 +68,14 @@ class TimeSurface(nn.Module):
             surface: Last times to go on from, int64, as `step` returns them; never written to.
             offsets: Cuts a batch of windows out of the events, int64 [B + 1].
             at: Time to which events decay, an int or int64 [B]; None means the latest time. Only with `tau`.
+            out: Takes the result, which is then `out` itself; see `evkernels.ops.time_surface`.
 
         Returns:
             [polarities, height, width], or [B, polarities, height, width] with `offsets` or EventBatch: float32 in 0 to
             1 with `tau`, else int64 with -2**63 where no event came.
         """
         *columns, offsets = event_input.columns(x, y, pol, time, offsets)
-        return self._call(*columns, surface, offsets, tau=self.tau, at=at)
+        return self._call(*columns, surface, offsets, tau=self.tau, at=at, out=out)
 
     def step(
         self,
@@ -108,6 +114,7 @@ class TimeSurface(nn.Module):
             decay=self.decay,
             surface=surface,
             offsets=offsets,
+            pixel_map=self.pixel_map,
             **decay,
         )
 

@@ -20,19 +20,30 @@ class VoxelGrid(nn.Module):
 
     Args:
         bins: Number of time bins, spread from the first to the last event of a window.
-        height: Rows of the sensor.
-        width: Columns of the sensor.
+        height: Rows of the grid, which are the sensor's unless there is a `pixel_map`.
+        width: Columns of the grid, likewise.
         convention: Whose voxel grid: "e2vid", "tonic", "dsec", "openeb", "event_utils", "eseg" or "eseg_split". E2VID,
             its successors and most of what reads DSEC share times between two bins, and differ in polarity 0, in
             sub-pixel coordinates and at the ends of the window.
         normalize: "e2vid" or "dsec" bring the cells of a window that are not 0 to zero mean and unit deviation, of the
             population or unbiased, as those two data loaders do; None leaves them.
+        pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] as of `evkernels.events.pixel_map`: flip,
+            crop, downsampling, rectification and removal of pixels in the same pass. For "dsec" also
+            float32 [H, W, 2], DSEC's rectify_map. None: the sensor is the image.
 
     Events outside the sensor are dropped; times need not be sorted. No parameters; differentiable with respect to
     sub-pixel coordinates, floating times and weights. See `evkernels.ops.voxel_grid` for the formulas.
     """
 
-    def __init__(self, bins: int, height: int, width: int, convention: str = "e2vid", normalize: str | None = None):
+    def __init__(
+        self,
+        bins: int,
+        height: int,
+        width: int,
+        convention: str = "e2vid",
+        normalize: str | None = None,
+        pixel_map: Tensor | None = None,
+    ):
         super().__init__()
         if convention not in CONVENTIONS:
             names = ", ".join(f'"{name}"' for name in CONVENTIONS)
@@ -44,6 +55,7 @@ class VoxelGrid(nn.Module):
         self.width = width
         self.convention = convention
         self.normalize = normalize
+        self.register_buffer("pixel_map", pixel_map, persistent=False)
 
     def forward(
         self,
@@ -53,6 +65,7 @@ class VoxelGrid(nn.Module):
         time: Tensor | None = None,
         weight: Tensor | None = None,
         offsets: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The grid of one window, or of each window of a batch.
 
@@ -64,6 +77,7 @@ class VoxelGrid(nn.Module):
             time: Timestamps [E], int64, int32, float64 or float32.
             weight: Factor of every event [E], float32 or float64.
             offsets: Cuts a batch of windows out of the events, int64 [B + 1], see `evkernels.ops.voxel_grid`.
+            out: Takes the result, which is then `out` itself; see `evkernels.ops.voxel_grid`.
 
         Returns:
             [channels, height, width], or [B, channels, height, width] with `offsets` or EventBatch, in the dtype of
@@ -82,6 +96,8 @@ class VoxelGrid(nn.Module):
             weight=weight,
             offsets=offsets,
             normalize=self.normalize,
+            pixel_map=self.pixel_map,
+            out=out,
         )
 
     def get_shape(self) -> tuple[int, int, int]:

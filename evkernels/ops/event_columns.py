@@ -50,6 +50,39 @@ def check_offsets(offsets: Tensor, x: Tensor, look: bool) -> None:
         raise ValueError(f"offsets must never decrease, got {offsets[where : where + 2].tolist()} at {where}")
 
 
+def check_pixel_map(pixel_map: Tensor, x: Tensor, takes_places: bool = False) -> None:
+    """A map of the sensor's pixels: int32 [H, W] of cells, or, where it is taken, float32 [H, W, 2] of places."""
+    checks.check_tensor("pixel_map", pixel_map, (torch.int32, *[torch.float32] * takes_places))
+    checks.check_same_device("pixel_map", pixel_map, "x", x)
+    if x.is_floating_point():
+        raise TypeError(f"x and y must be integers beside a pixel_map, got {x.dtype}")
+    size = tuple(pixel_map.shape)
+    if pixel_map.is_floating_point():
+        if len(size) != 3 or size[2] != 2 or 0 in size:
+            raise ValueError(f"pixel_map of places must be [H, W, 2], got {size}")
+    elif len(size) != 2 or 0 in size:
+        raise ValueError(f"pixel_map of cells must be [H, W], got {size}")
+
+
+def check_out(out: Tensor, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """`out` can take the result in place."""
+    checks.check_tensor("out", out, (dtype,))
+    checks.check_same_device("out", out, "x", x)
+    checks.check_shape("out", out, shape, "shaped like the result")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()}")
+
+
+def raise_if_dropped(
+    dropped: Tensor, x: Tensor, y: Tensor, p: Tensor, height: int, width: int, pixel_map: Tensor | None
+) -> None:
+    """For out_of_range="raise": with a map the limits are those of the sensor and not of the image."""
+    count = int(dropped.item())
+    if count:
+        height, width = (height, width) if pixel_map is None else pixel_map.shape[:2]
+        raise ValueError(describe_out_of_range(count, x, y, p, height, width))
+
+
 def describe_out_of_range(dropped: int, x: Tensor, y: Tensor, p: Tensor, height: int, width: int) -> str:
     """The message of out_of_range="raise"."""
     limits = {"x": (x, f"0 <= x < width = {width}"), "y": (y, f"0 <= y < height = {height}"), "p": (p, "p in -1, 0, 1")}

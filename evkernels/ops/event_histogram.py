@@ -1,5 +1,6 @@
 """Contract of `event_histogram`: documentation, checks, schema and shape rule."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +24,8 @@ def event_histogram(
     dtype: torch.dtype = torch.uint8,
     offsets: Tensor | None = None,
     out_of_range: Literal["drop", "raise"] = "drop",
+    pixel_map: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Events counted per polarity, time bin and pixel: RVT's stacked histogram.
 
@@ -42,14 +45,19 @@ def event_histogram(
         p: Polarities [E], bool or any integer dtype: 1 is ON, 0 and -1 are OFF, other values are out of range.
         bins: Number of time bins, 1 to 2**24. They divide the time from the first to the last event of a window, events
             out of range included.
-        height: Rows of the sensor.
-        width: Columns of the sensor.
+        height: Rows of the image, which are the sensor's unless there is a `pixel_map`.
+        width: Columns of the image, likewise.
         count_cutoff: Counters stop at this value, at least 1; None means the largest count of `dtype`.
         dtype: Of the counters: uint8 counts to 255, int16 to 32767, int32 to 2**31 - 1, float32 to 2**24. Every further
             byte costs memory: with more than a few bins uint8 is the one to use.
         offsets: Cuts a batch of windows out of the events, int64 [B + 1]: window b is events offsets[b] to
             offsets[b + 1]. Starts with 0, ends with E, never decreases. None means one window and no batch dimension.
         out_of_range: "drop" leaves events out of range out. "raise" raises; on a GPU it waits for the result.
+        pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] of the sensor: pixel (x, y) counts in cell
+            y' * width + x' = pixel_map[y, x] of the image; events of pixels whose entry is outside the image, such as
+            -1, are left out and are not out of range. One table is any chain of flip, crop, downsampling, rectification
+            and removal of pixels, see `evkernels.events.pixel_map`. None: the sensor is the image.
+        out: Takes the result: contiguous, of its shape, dtype and device, no input among them. It is returned.
 
     Returns:
         `dtype` [2*bins, height, width], or [B, 2*bins, height, width] with `offsets`: the bins of OFF events first,
@@ -77,10 +85,21 @@ def event_histogram(
         raise ValueError(f'out_of_range must be "drop" or "raise", got {out_of_range!r}')
     if offsets is not None:
         event_columns.check_offsets(offsets, x, look=out_of_range == "raise")
-    histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff, 8 * dtype.itemsize)
-    if out_of_range == "raise" and dropped.item():
-        raise ValueError(event_columns.describe_out_of_range(dropped.item(), x, y, p, height, width))
-    return histogram.to(dtype)
+    if pixel_map is None and out is None and (dtype != torch.float32 or registration.needs_reference()):
+        histogram, dropped = _forward(x, y, t, p, offsets, bins, height, width, cutoff, 8 * dtype.itemsize)
+        histogram = histogram.to(dtype)
+    else:
+        windows = () if offsets is None else (offsets.shape[0] - 1,)
+        shape = (*windows, 2 * bins, height, width)
+        if pixel_map is not None:
+            event_columns.check_pixel_map(pixel_map, x)
+        if out is not None:
+            event_columns.check_out(out, x, shape, dtype)
+        histogram = torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+        dropped = _into(x, y, t, p, offsets, pixel_map, histogram, bins, cutoff)
+    if out_of_range == "raise":
+        event_columns.raise_if_dropped(dropped, x, y, p, height, width, pixel_map)
+    return histogram
 
 
 def _largest_count(dtype: object) -> int:
@@ -103,3 +122,11 @@ _forward = registration.define(
     reference=reference.event_histogram_kernel,
     fake=_fake,
 )
+
+_into = registration.define(
+    "event_histogram_into(Tensor x, Tensor y, Tensor t, Tensor p, Tensor? offsets, Tensor? pixel_map, Tensor(a!) out,"
+    " SymInt bins, int count_cutoff) -> Tensor dropped",
+    reference=reference.event_histogram_into_kernel,
+    fake=lambda x, *rest: x.new_empty((), dtype=torch.int64),
+)
+registration.define_composed(_into, partial(reference.event_histogram_into_kernel, kernel=_forward))

@@ -31,8 +31,24 @@ def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int |
     _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     default_kernels[name] = reference if layout_of is None else _in_layout_of(layout_of, reference)
     _library.impl(name, default_kernels[name], "CompositeExplicitAutograd")
+    op = getattr(torch.ops.evkernels, name).default
+    if op._schema.is_mutable:
+        _library.impl(name, _noting_writes(op), "ADInplaceOrView", with_keyset=True)
     torch.library.register_fake(f"evkernels::{name}", fake, lib=_library)
-    return getattr(torch.ops.evkernels, name).default
+    return op
+
+
+def _noting_writes(op: torch._ops.OpOverload) -> Callable:
+    """Tells autograd of the tensors that `op` writes to, as PyTorch's own in-place operators do."""
+    written = [k for k, argument in enumerate(op._schema.arguments) if argument.is_write]
+
+    def kernel(keyset, *arguments):
+        for position in written:
+            torch.autograd.graph.increment_version(arguments[position])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+    return kernel
 
 
 def _in_layout_of(position: int, reference: Callable) -> Callable:

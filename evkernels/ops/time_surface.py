@@ -1,5 +1,6 @@
 """Contract of `time_surface`: documentation, checks, schemas and shape rules."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ def time_surface(
     surface: Tensor | None = None,
     offsets: Tensor | None = None,
     out_of_range: Literal["drop", "raise"] = "drop",
+    pixel_map: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Time of the last event at every pixel, or what is left of that event after a decay.
 
@@ -45,8 +48,8 @@ def time_surface(
         y: Rows [E], any integer dtype, 0 <= y < height.
         t: Timestamps [E], int64 or int32, in any unit and order.
         p: Polarities [E], bool or any integer dtype: 1 is ON, 0 and -1 are OFF, other values are out of range.
-        height: Rows of the sensor.
-        width: Columns of the sensor.
+        height: Rows of the image, which are the sensor's unless there is a `pixel_map`.
+        width: Columns of the image, likewise.
         polarities: 2 gives OFF and ON events a surface each, in this order; 1 takes them together.
         tau: Time constant of the decay in the unit of `t`, a positive float32. None means no decay: the result is the
             time itself.
@@ -54,10 +57,17 @@ def time_surface(
         at: Time to which events decay: an int, or int64 [B] with one for each window. Events after it have age 0. None
             means the latest time of a window's events, those out of range included, and of its `surface`. Not without
             `tau`.
-        surface: Result of an earlier call without `tau` to go on from, int64, shaped like the result; never written to.
+        surface: Result of an earlier call without `tau` to go on from, int64, shaped like the result; written to only
+            if it is `out`.
         offsets: Cuts a batch of windows out of the events, int64 [B + 1]: window b is events offsets[b] to
             offsets[b + 1]. Starts with 0, ends with E, never decreases. None means one window and no batch dimension.
         out_of_range: "drop" leaves events out of range out. "raise" raises; on a GPU it waits for the result.
+        pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] of the sensor: pixel (x, y) is cell
+            y' * width + x' = pixel_map[y, x] of the image; events of pixels whose entry is outside the image, such as
+            -1, are left out and are not out of range. One table is any chain of flip, crop, downsampling, rectification
+            and removal of pixels, see `evkernels.events.pixel_map`. None: the sensor is the image.
+        out: Takes the result: contiguous, of its shape, dtype and device, no input among them but, without
+            `tau`, `surface` itself, which then goes on in place. It is returned.
 
     Returns:
         [polarities, height, width], or [B, polarities, height, width] with `offsets`. Without `tau` int64, the last
@@ -90,17 +100,30 @@ def time_surface(
         checks.check_same_device("surface", surface, "x", x)
     if decay not in ("exponential", "linear"):
         raise ValueError(f'decay must be "exponential" or "linear", got {decay!r}')
+    shape, dtype = (*windows, polarities, height, width), torch.int64 if tau is None else torch.float32
+    if pixel_map is not None:
+        event_columns.check_pixel_map(pixel_map, x)
+    if out is not None:
+        event_columns.check_out(out, x, shape, dtype)
+    in_place = pixel_map is not None or out is not None
+    result = torch.empty(shape, dtype=dtype, device=x.device) if in_place and out is None else out
     if tau is None:
         if at is not None:
             raise ValueError("at must be None without tau: the last times do not depend on it")
-        result, dropped = _forward(x, y, t, p, offsets, surface, polarities, height, width)
+        if in_place:
+            dropped = _into(x, y, t, p, offsets, pixel_map, surface, result)
+        else:
+            result, dropped = _forward(x, y, t, p, offsets, surface, polarities, height, width)
     else:
         _check_tau(tau)
         at = None if at is None else _one_per_window(at, windows[0] if windows else 1, x)
         linear = decay == "linear"
-        result, dropped = _decayed(x, y, t, p, offsets, surface, at, polarities, height, width, tau, linear)
-    if out_of_range == "raise" and dropped.item():
-        raise ValueError(event_columns.describe_out_of_range(dropped.item(), x, y, p, height, width))
+        if in_place:
+            dropped = _decayed_into(x, y, t, p, offsets, pixel_map, surface, at, result, tau, linear)
+        else:
+            result, dropped = _decayed(x, y, t, p, offsets, surface, at, polarities, height, width, tau, linear)
+    if out_of_range == "raise":
+        event_columns.raise_if_dropped(dropped, x, y, p, height, width, pixel_map)
     return result
 
 
@@ -158,3 +181,17 @@ def _decayed_of_times(x, y, t, p, offsets, surface, at, polarities, height, widt
 
 # Where the memory is fast, the passes over the surface in PyTorch cost little.
 registration.define_composed(_decayed, _decayed_of_times)
+
+_MAPPED = "Tensor x, Tensor y, Tensor t, Tensor p, Tensor? offsets, Tensor? pixel_map, Tensor? surface"
+_into = registration.define(
+    f"time_surface_into({_MAPPED}, Tensor(a!) out) -> Tensor dropped",
+    reference=reference.time_surface_into_kernel,
+    fake=lambda x, *rest: x.new_empty((), dtype=torch.int64),
+)
+_decayed_into = registration.define(
+    f"decayed_time_surface_into({_MAPPED}, Tensor? at, Tensor(a!) out, float tau, bool linear) -> Tensor dropped",
+    reference=reference.decayed_time_surface_into_kernel,
+    fake=lambda x, *rest: x.new_empty((), dtype=torch.int64),
+)
+registration.define_composed(_into, partial(reference.time_surface_into_kernel, kernel=_forward))
+registration.define_composed(_decayed_into, partial(reference.decayed_time_surface_into_kernel, kernel=_decayed))

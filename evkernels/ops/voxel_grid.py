@@ -1,5 +1,6 @@
 """Contract of `voxel_grid`: documentation, checks, schema, shape rule and gradient."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from evkernels import reference
 from evkernels.ops import checks, event_columns, registration
+from evkernels.reference.pixel_map import look_up
 from evkernels.reference.voxel_grid import CONVENTIONS, normalize_voxel_grid
 
 NORMALIZATIONS = ("e2vid", "dsec")
@@ -26,6 +28,8 @@ def voxel_grid(
     offsets: Tensor | None = None,
     out_of_range: Literal["drop", "raise"] = "drop",
     normalize: Literal["e2vid", "dsec"] | None = None,
+    pixel_map: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Sums of polarities per time bin and pixel, each event shared between the two bins beside its time.
 
@@ -60,8 +64,8 @@ def voxel_grid(
         t: Timestamps [E], int64, int32, or finite float64 or float32, in any unit and order.
         p: Polarities [E], bool or any integer dtype: 1, 0 or -1, other values are out of range.
         bins: Number of time bins, 1 to 2**24.
-        height: Rows of the sensor.
-        width: Columns of the sensor.
+        height: Rows of the image, which are the sensor's unless there is a `pixel_map`.
+        width: Columns of the image, likewise.
         convention: Whose voxel grid, see above.
         weight: Factor of every event [E], float32 or float64.
         offsets: Cuts a batch of windows out of the events, int64 [B + 1]: window b is events offsets[b] to
@@ -71,6 +75,14 @@ def voxel_grid(
         normalize: Subtracts from the cells of a window that are not 0 their mean and divides by their standard
             deviation, of the population ("e2vid") or unbiased ("dsec"). Where that is 0 or undefined only the mean is
             subtracted. Cells that are 0 stay 0.
+        pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] of the sensor, for integer x and y: pixel
+            (x, y) adds to cell y' * width + x' = pixel_map[y, x] of the image; events of pixels whose entry is outside
+            the image, such as -1, are left out and are not out of range. One table is any chain of flip, crop,
+            downsampling, rectification and removal of pixels, see `evkernels.events.pixel_map`. For "dsec" also float32
+            [H, W, 2] of x' and y', DSEC's rectify_map: places between pixels, shared as floating x and y are. None: the
+            sensor is the image.
+        out: Takes the result, which then has no gradient: contiguous, of its shape, dtype and device, no input among
+            them. It is returned.
 
     Returns:
         [bins, height, width], or [B, bins, height, width] with `offsets`, in the dtype of `weight` or float32; twice
@@ -82,6 +94,7 @@ def voxel_grid(
         ValueError: if shapes or devices disagree, a number is out of its bounds, a name is unknown, `offsets` is no
             partition (on a GPU only looked at with out_of_range="raise"; a wrong one gives a wrong grid, never an
             invalid access), or with out_of_range="raise" if an event is out of range.
+        RuntimeError: if `out` comes with an input that requires gradients.
 
     Deterministic on the CPU, with the same bits for any number of threads: every cell is summed in the order of the
     events. On a GPU the order of the float additions varies, except under torch.use_deterministic_algorithms, where
@@ -103,11 +116,30 @@ def voxel_grid(
         event_columns.check_offsets(offsets, x, look=out_of_range == "raise")
     deterministic = torch.are_deterministic_algorithms_enabled()
     sorted_sum = deterministic and weight is not None and not x.is_cpu
-    forward = reference.voxel_grid_kernel if sorted_sum or registration.needs_reference() else _forward
-    grid, dropped = forward(x, y, t, p, weight, offsets, bins, height, width, convention, deterministic)
-    if out_of_range == "raise" and dropped.item():
-        raise ValueError(event_columns.describe_out_of_range(dropped.item(), x, y, p, height, width))
-    return grid if normalize is None else normalize_voxel_grid(grid, normalize)
+    needs_reference = sorted_sum or registration.needs_reference()
+    records = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, t, weight))
+    if pixel_map is not None:
+        event_columns.check_pixel_map(pixel_map, x, takes_places=convention == "dsec")
+    if out is not None:
+        _check_out(out, x, weight, offsets, bins, height, width, convention, records)
+    if (pixel_map is None and out is None) or needs_reference or records:
+        # Gradients are those of the events at the places that the map gives them.
+        forward = reference.voxel_grid_kernel if needs_reference else _forward
+        placed_x, placed_y, outside = look_up(x, y, p, pixel_map, height, width)
+        arguments = weight, offsets, bins, height, width, convention, deterministic
+        grid, dropped = forward(placed_x, placed_y, t, p, *arguments)
+        dropped = dropped if outside is None else outside
+        grid = grid if out is None else out.copy_(grid)
+    else:
+        shape, dtype = _shape_and_dtype(weight, offsets, bins, height, width, convention)
+        grid = torch.empty(shape, dtype=dtype, device=x.device) if out is None else out
+        dropped = _into(x, y, t, p, weight, offsets, pixel_map, grid, bins, convention, deterministic)
+    if out_of_range == "raise":
+        event_columns.raise_if_dropped(dropped, x, y, p, height, width, pixel_map)
+    if normalize is None:
+        return grid
+    normalized = normalize_voxel_grid(grid, normalize)
+    return normalized if out is None else out.copy_(normalized)
 
 
 def _check(x: Tensor, y: Tensor, t: Tensor, p: Tensor, weight: Tensor | None, convention: str) -> None:
@@ -127,12 +159,23 @@ def _check(x: Tensor, y: Tensor, t: Tensor, p: Tensor, weight: Tensor | None, co
         checks.check_same_device("weight", weight, "x", x)
 
 
-def _fake(x, y, t, p, weight, offsets, bins, height, width, convention, deterministic):
+def _check_out(out, x, weight, offsets, bins, height, width, convention, records):
+    shape, dtype = _shape_and_dtype(weight, offsets, bins, height, width, convention)
+    event_columns.check_out(out, x, shape, dtype)
+    if records or out.requires_grad:
+        raise RuntimeError("out must come without gradients: neither it nor x, y, t or weight may require them")
+
+
+def _shape_and_dtype(weight, offsets, bins, height, width, convention):
     windows = () if offsets is None else (offsets.shape[0] - 1,)
     channels = 2 * bins if CONVENTIONS[convention].split else bins
-    dtype = torch.float32 if weight is None else weight.dtype
+    return (*windows, channels, height, width), torch.float32 if weight is None else weight.dtype
+
+
+def _fake(x, y, t, p, weight, offsets, bins, height, width, convention, deterministic):
+    shape, dtype = _shape_and_dtype(weight, offsets, bins, height, width, convention)
     return (
-        torch.empty((*windows, channels, height, width), dtype=dtype, device=x.device),
+        torch.empty(shape, dtype=dtype, device=x.device),
         torch.empty((), dtype=torch.int64, device=x.device),
     )
 
@@ -156,3 +199,11 @@ _forward = registration.define(
     fake=_fake,
 )
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
+
+_into = registration.define(
+    "voxel_grid_into(Tensor x, Tensor y, Tensor t, Tensor p, Tensor? weight, Tensor? offsets, Tensor? pixel_map,"
+    " Tensor(a!) out, SymInt bins, str convention, bool deterministic) -> Tensor dropped",
+    reference=reference.voxel_grid_into_kernel,
+    fake=lambda x, *rest: x.new_empty((), dtype=torch.int64),
+)
+registration.define_composed(_into, partial(reference.voxel_grid_into_kernel, kernel=_forward))

@@ -6,7 +6,11 @@ default kernels of the registered ops, so they also serve every device and build
 
 from evkernels.reference.conv_lstm_1x1 import conv_lstm_1x1, conv_lstm_1x1_backward, conv_lstm_1x1_kernel
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
-from evkernels.reference.event_histogram import event_histogram, event_histogram_kernel
+from evkernels.reference.event_histogram import (
+    event_histogram,
+    event_histogram_into_kernel,
+    event_histogram_kernel,
+)
 from evkernels.reference.gru_gates import (
     gru_gates,
     gru_gates_backward,
@@ -21,17 +25,30 @@ from evkernels.reference.learnable_time_embedding import (
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
-from evkernels.reference.time_surface import decayed_time_surface_kernel, time_surface, time_surface_kernel
-from evkernels.reference.voxel_grid import voxel_grid, voxel_grid_backward, voxel_grid_kernel
+from evkernels.reference.time_surface import (
+    decayed_time_surface_into_kernel,
+    decayed_time_surface_kernel,
+    time_surface,
+    time_surface_into_kernel,
+    time_surface_kernel,
+)
+from evkernels.reference.voxel_grid import (
+    voxel_grid,
+    voxel_grid_backward,
+    voxel_grid_into_kernel,
+    voxel_grid_kernel,
+)
 
 __all__ = [
     "conv_lstm_1x1",
     "conv_lstm_1x1_backward",
     "conv_lstm_1x1_kernel",
+    "decayed_time_surface_into_kernel",
     "decayed_time_surface_kernel",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",
+    "event_histogram_into_kernel",
     "event_histogram_kernel",
     "gru_gates",
     "gru_gates_backward",
@@ -46,8 +63,10 @@ __all__ = [
     "separable_conv2d",
     "separable_conv2d_backward",
     "time_surface",
+    "time_surface_into_kernel",
     "time_surface_kernel",
     "voxel_grid",
     "voxel_grid_backward",
+    "voxel_grid_into_kernel",
     "voxel_grid_kernel",
 ]

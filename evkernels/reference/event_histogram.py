@@ -3,19 +3,23 @@
 import torch
 from torch import Tensor
 
+from evkernels.reference.pixel_map import look_up
+
 # What counters of each dtype hold: float32 counts one by one up to 2**24.
 LARGEST_COUNT = {torch.uint8: 255, torch.int16: 2**15 - 1, torch.int32: 2**31 - 1, torch.float32: 2**24}
 
 
 def event_histogram(
-    x, y, t, p, *, bins, height, width, count_cutoff=None, dtype=torch.uint8, offsets=None, out_of_range="drop"
-) -> Tensor:
-    cutoff = LARGEST_COUNT[dtype] if count_cutoff is None else count_cutoff
-    bits = 8 * dtype.itemsize
-    histogram, dropped = event_histogram_kernel(x, y, t, p, offsets, bins, height, width, cutoff, bits)
+    x, y, t, p, *, bins, height, width, count_cutoff=None, dtype=torch.uint8, offsets=None, out_of_range="drop",
+    pixel_map=None, out=None,
+) -> Tensor:  # fmt: skip
+    windows = () if offsets is None else (offsets.numel() - 1,)
+    out = torch.empty(*windows, 2 * bins, height, width, dtype=dtype, device=x.device) if out is None else out
+    cutoff = LARGEST_COUNT[out.dtype] if count_cutoff is None else count_cutoff
+    dropped = event_histogram_into_kernel(x, y, t, p, offsets, pixel_map, out, bins, cutoff)
     if out_of_range == "raise" and dropped:
         raise ValueError(f"{int(dropped)} events are out of range")
-    return histogram.to(dtype)
+    return out
 
 
 def event_histogram_kernel(
@@ -39,6 +43,19 @@ def event_histogram_kernel(
     counts.scatter_add_(0, torch.where(valid, cell, cells), torch.ones_like(cell, dtype=torch.int32))
     shape = (2 * bins, height, width) if offsets is None else (windows, 2 * bins, height, width)
     return counts[:cells].clamp(max=cutoff).to(counter_dtype(bits)).view(shape), (~valid).sum()
+
+
+def event_histogram_into_kernel(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, pixel_map: Tensor | None, out: Tensor,
+    bins: int, cutoff: int, kernel=event_histogram_kernel,
+) -> Tensor:  # fmt: skip
+    """The histogram, through a map of pixels, goes into `out`; returns the number of dropped events []."""
+    height, width = out.shape[-2:]
+    x, y, dropped = look_up(x, y, p, pixel_map, height, width)
+    bits = 8 * out.dtype.itemsize
+    histogram, outside = kernel(x, y, t, p, offsets, bins, height, width, cutoff, bits)
+    out.copy_(histogram)
+    return outside if dropped is None else dropped
 
 
 def counter_dtype(bits: int) -> torch.dtype:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from evkernels.reference.event_histogram import window_of_event, window_times
+from evkernels.reference.pixel_map import look_up
 
 # On a surface of last times: no event came.
 NEVER = torch.iinfo(torch.int64).min
@@ -12,7 +13,9 @@ NEVER = torch.iinfo(torch.int64).min
 def time_surface(
     x, y, t, p, *, height, width,
     polarities=2, tau=None, decay="exponential", at=None, surface=None, offsets=None, out_of_range="drop",
+    pixel_map=None, out=None,
 ) -> Tensor:  # fmt: skip
+    x, y, outside = look_up(x, y, p, pixel_map, height, width)
     events = x, y, t, p, offsets, surface
     if tau is None:
         result, dropped = time_surface_kernel(*events, polarities, height, width)
@@ -21,9 +24,10 @@ def time_surface(
             at = torch.as_tensor(at, device=x.device).expand(1 if offsets is None else offsets.numel() - 1)
         linear = decay == "linear"
         result, dropped = decayed_time_surface_kernel(*events, at, polarities, height, width, tau, linear)
+    dropped = dropped if outside is None else outside
     if out_of_range == "raise" and dropped:
         raise ValueError(f"{int(dropped)} events are out of range")
-    return result
+    return result if out is None else out.copy_(result)
 
 
 def time_surface_kernel(
@@ -52,6 +56,28 @@ def decayed_time_surface_kernel(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     last, dropped = time_surface_kernel(x, y, t, p, offsets, surface, polarities, height, width)
     return decayed(last, latest_time(t, offsets, surface) if at is None else at, tau, linear), dropped
+
+
+def time_surface_into_kernel(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, pixel_map: Tensor | None,
+    surface: Tensor | None, out: Tensor, kernel=time_surface_kernel,
+) -> Tensor:  # fmt: skip
+    """The last times, through a map of pixels, go into `out`; returns the number of dropped events []."""
+    x, y, dropped = look_up(x, y, p, pixel_map, *out.shape[-2:])
+    last, outside = kernel(x, y, t, p, offsets, surface, *out.shape[-3:])
+    out.copy_(last)
+    return outside if dropped is None else dropped
+
+
+def decayed_time_surface_into_kernel(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None, pixel_map: Tensor | None,
+    surface: Tensor | None, at: Tensor | None, out: Tensor, tau: float, linear: bool,
+    kernel=decayed_time_surface_kernel,
+) -> Tensor:  # fmt: skip
+    x, y, dropped = look_up(x, y, p, pixel_map, *out.shape[-2:])
+    left, outside = kernel(x, y, t, p, offsets, surface, at, *out.shape[-3:], tau, linear)
+    out.copy_(left)
+    return outside if dropped is None else dropped
 
 
 def latest_time(t: Tensor, offsets: Tensor | None, surface: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evkernels.reference.event_histogram import window_of_event
+from evkernels.reference.pixel_map import look_up
 
 
 class Convention(NamedTuple):
@@ -41,12 +42,15 @@ CONVENTIONS = {
 
 def voxel_grid(
     x, y, t, p, *, bins, height, width, convention="e2vid", weight=None, offsets=None, out_of_range="drop",
-    normalize=None,
+    normalize=None, pixel_map=None, out=None,
 ) -> Tensor:  # fmt: skip
+    x, y, outside = look_up(x, y, p, pixel_map, height, width)
     grid, dropped = voxel_grid_kernel(x, y, t, p, weight, offsets, bins, height, width, convention)
+    dropped = dropped if outside is None else outside
     if out_of_range == "raise" and dropped:
         raise ValueError(f"{int(dropped)} events are out of range")
-    return grid if normalize is None else normalize_voxel_grid(grid, normalize)
+    grid = grid if normalize is None else normalize_voxel_grid(grid, normalize)
+    return grid if out is None else out.copy_(grid)
 
 
 def voxel_grid_kernel(
@@ -70,6 +74,18 @@ def voxel_grid_kernel(
         grid = grid.index_add(0, torch.where(kept, cell, cells), added)
     shape = (channels, height, width) if offsets is None else (windows, channels, height, width)
     return grid.narrow(0, 0, cells).view(shape), valid.logical_not().sum()
+
+
+def voxel_grid_into_kernel(
+    x: Tensor, y: Tensor, t: Tensor, p: Tensor, weight: Tensor | None, offsets: Tensor | None,
+    pixel_map: Tensor | None, out: Tensor, bins: int, convention: str, deterministic: bool, kernel=voxel_grid_kernel,
+) -> Tensor:  # fmt: skip
+    """The grid, through a map of pixels, goes into `out`; returns the number of dropped events []."""
+    height, width = out.shape[-2:]
+    x, y, dropped = look_up(x, y, p, pixel_map, height, width)
+    grid, outside = kernel(x, y, t, p, weight, offsets, bins, height, width, convention, deterministic)
+    out.copy_(grid)
+    return outside if dropped is None else dropped
 
 
 def voxel_grid_backward(
