@@ -1,6 +1,7 @@
 """voxel_grid: the contract of every op, and what is special to this one."""
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -28,17 +29,17 @@ def fused(x, y, t, weight, p, bounds, bins, height, width, convention="e2vid", *
     )
 
 
-def eager(x, y, t, weight, p, bounds, bins, height, width, convention="e2vid"):
+def eager(x, y, t, weight, p, bounds, bins, height, width, convention="e2vid", parts=1):
     """Window by window, as a product of dense shares of every column, row and bin: nothing in common with the op."""
-    rest = bins, height, width, convention
+    rest = bins, height, width, convention, parts
     if bounds is None:
         return window_grid(x, y, t, weight, p, *rest)
-    parts = [slice(begin, end) for begin, end in pairwise(bounds)]
-    grids = [window_grid(x[s], y[s], t[s], None if weight is None else weight[s], p[s], *rest) for s in parts]
+    windows = [slice(begin, end) for begin, end in pairwise(bounds)]
+    grids = [window_grid(x[s], y[s], t[s], None if weight is None else weight[s], p[s], *rest) for s in windows]
     return torch.stack(grids) if grids else window_grid(x, y, t, weight, p, *rest)[None][:0]
 
 
-def window_grid(x, y, t, weight, p, bins, height, width, convention):
+def window_grid(x, y, t, weight, p, bins, height, width, convention, parts):
     dtype = torch.float32 if weight is None else weight.dtype
     p = p.long()
     split = convention == "eseg_split"
@@ -50,7 +51,9 @@ def window_grid(x, y, t, weight, p, bins, height, width, convention):
     in_time = time_shares(t, bins, convention).to(dtype) * (value if weight is None else value * weight)[:, None]
     if split:
         in_time = torch.cat([in_time * (p > 0)[:, None], in_time * (p <= 0)[:, None]], dim=1)
-    return torch.einsum("eb,eh,ew->bhw", in_time, shares(y, height).to(dtype), shares(x, width).to(dtype))
+    factors = in_time, shares(y, height).to(dtype), shares(x, width).to(dtype)
+    chunks = zip(*(factor.chunk(parts) for factor in factors), strict=True)
+    return sum(torch.einsum("eb,eh,ew->bhw", *chunk) for chunk in chunks)
 
 
 def shares(coordinate, size):
@@ -124,6 +127,10 @@ class TestVoxelGrid(DifferentiableOpContract):
 
     def eager(self, *arguments):
         return eager(*arguments)
+
+    def other_eagers(self):
+        # Many events of one pixel: products of matrices sum them in a tree, others one after the other.
+        return [partial(eager, parts=1000)]
 
     def samples(self, dtype, layout, large):
         rest = dtype, layout
