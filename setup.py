@@ -82,7 +82,8 @@ def extensions() -> list:
     )
     host = Pybind11Extension(
         "evkernels._host",
-        sorted(glob("csrc/host/*.cpp")),
+        sorted(glob("csrc/host/*.cpp")) + ["csrc/common/isa.cpp"],
+        include_dirs=[os.path.abspath("csrc")],
         cxx_std=17,
         extra_compile_args=cxx,
         define_macros=[("EVKERNELS_CUDA_ARCHS", f'"{archs}"'), ("EVKERNELS_TORCH", f'"{torch.__version__}"')],

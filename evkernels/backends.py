@@ -40,8 +40,7 @@ def _load_compiled() -> str | None:
         # The first call reads EVKERNELS_CPU_ISA: a value that cannot be obeyed must not surface in the middle of a run.
         torch.ops.evkernels.cpu_isa()
     except RuntimeError as error:
-        reason = str(error).split(", ", 2)[-1]  # after the function, the file and the line
-        raise ValueError(f"EVKERNELS_CPU_ISA={os.environ['EVKERNELS_CPU_ISA']}: {reason}") from None
+        raise ValueError(f"EVKERNELS_CPU_ISA={os.environ['EVKERNELS_CPU_ISA']}: {error}") from None
     return None
 
 

@@ -138,7 +138,7 @@ def test_downsampling_is_nearest_exact_interpolation(tmp_path, factor):
 @pytest.mark.parametrize(("window", "stride"), [(50, 50), (70, 30), (20, 45), (1, 1), (100_000, 9)])
 def test_streaming_cuts_the_same_windows_as_the_whole(packet, window, stride):
     e = random_events(200, 900)
-    cut = list(windows.batches(e.windows(count=packet), window, stride, 5))
+    cut = list(windows.batches(e.windows(count=packet), windows.ByTime(window), stride, 5))
     ends = np.concatenate([ends for _, ends in cut])
     assert max(len(batch) for batch, _ in cut) <= 5
     begin, last = int(e.t[0]), int(e.t[-1])
@@ -156,7 +156,7 @@ def test_streaming_cuts_the_same_windows_as_the_whole(packet, window, stride):
 def test_windows_with_given_ends(packet):
     e = events([100, 110, 200, 200, 350])
     ends = np.array([50, 110, 120, 200, 900])
-    cut = list(windows.batches(e.windows(count=packet), 20, 20, 2, ends))
+    cut = list(windows.batches(e.windows(count=packet), windows.ByTime(20), 20, 2, ends))
     assert [part.t.tolist() for batch, _ in cut for part in batch] == [[], [100, 110], [100, 110], [200, 200], []]
     assert np.concatenate([times for _, times in cut]).tolist() == ends.tolist()
 

@@ -1,10 +1,7 @@
-// Chooses the instruction set once, the best one or what EVKERNELS_CPU_ISA says, and lets tests lower it:
-// evkernels::cpu_isa, best_cpu_isa and set_cpu_isa.
+// Chooses the instruction set once, the best one or what EVKERNELS_CPU_ISA says, and lets tests lower it. Compiled into
+// each of the two modules, _C and _host, which choose for themselves.
 
-#include "common/isa.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
+#include "common/isa_choice.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -14,7 +11,7 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <string>
+#include <stdexcept>
 
 namespace evkernels {
 namespace {
@@ -36,27 +33,17 @@ bool has_amx() {
 #endif
 }
 
-Isa best_isa() {
-#if defined(__x86_64__)
-  static const bool amx = __builtin_cpu_supports("x86-64-v4") && has_amx();
-  if (amx) return Isa::kAmx;
-  if (__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return Isa::kAvx2;
-#endif
-  return Isa::kBaseline;
-}
-
 Isa parse(const std::string& name) {
   if (name == "best") return best_isa();
   for (int k = 0; k < 4; ++k) {
-    if (name == kNames[k]) {
-      STD_TORCH_CHECK(k <= static_cast<int>(best_isa()), "instruction set ", name,
-                      " is not available on this processor, whose best is ", kNames[static_cast<int>(best_isa())]);
-      return static_cast<Isa>(k);
+    if (name != kNames[k]) continue;
+    if (k > static_cast<int>(best_isa())) {
+      throw std::runtime_error("instruction set " + name + " is not available on this processor, whose best is " +
+                               isa_name(best_isa()));
     }
+    return static_cast<Isa>(k);
   }
-  STD_TORCH_CHECK(false, "instruction set must be baseline, avx2, avx512, amx or best, got ", name);
-  return Isa::kBaseline;
+  throw std::runtime_error("instruction set must be baseline, avx2, avx512, amx or best, got " + name);
 }
 
 std::atomic<Isa>& isa() {
@@ -69,30 +56,26 @@ std::atomic<Isa>& isa() {
   return value;
 }
 
-std::string cpu_isa() { return kNames[static_cast<int>(current_isa())]; }
-
-std::string best_cpu_isa() { return kNames[static_cast<int>(best_isa())]; }
-
-std::string set_cpu_isa(std::string name) {
-  const std::string previous = cpu_isa();
-  isa() = parse(name);
-  return previous;
-}
-
 }  // namespace
 
 Isa current_isa() { return isa().load(std::memory_order_relaxed); }
 
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  static const bool amx = __builtin_cpu_supports("x86-64-v4") && has_amx();
+  if (amx) return Isa::kAmx;
+  if (__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx512;
+  if (__builtin_cpu_supports("x86-64-v3")) return Isa::kAvx2;
+#endif
+  return Isa::kBaseline;
+}
+
+std::string set_isa(const std::string& name) {
+  const std::string previous = isa_name(current_isa());
+  isa() = parse(name);
+  return previous;
+}
+
 }  // namespace evkernels
-
-STABLE_TORCH_LIBRARY_FRAGMENT(evkernels, m) {
-  m.def("cpu_isa() -> str");
-  m.def("best_cpu_isa() -> str");
-  m.def("set_cpu_isa(str name) -> str");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(evkernels, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&evkernels::cpu_isa));
-  m.impl("best_cpu_isa", TORCH_BOX(&evkernels::best_cpu_isa));
-  m.impl("set_cpu_isa", TORCH_BOX(&evkernels::set_cpu_isa));
-}

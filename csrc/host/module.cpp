@@ -1,7 +1,10 @@
 // evkernels._host: what PyTorch's dispatcher is bad at, bound with pybind11 and free of torch headers: facts of the
-// build.
+// build, the accumulator of event streams, the instruction set of its loops.
 
 #include <pybind11/pybind11.h>
+
+#include "common/isa_choice.h"
+#include "host/event_accumulator.h"
 
 namespace py = pybind11;
 
@@ -30,4 +33,7 @@ PYBIND11_MODULE(_host, m) {
       },
       "Facts of the build: compiler, torch built against, CUDA architectures in TORCH_CUDA_ARCH_LIST form (empty "
       "for a CPU build), whether this is a debug build.");
+  m.def("set_cpu_isa", &evkernels::set_isa, pybind11::arg("name"),
+        "Chooses the instruction set of this module's loops; returns the name of the one before.");
+  evkernels::bind_event_accumulator(m);
 }

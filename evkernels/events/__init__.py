@@ -3,6 +3,7 @@
 Importing this package needs NumPy alone; torch, decoders and image libraries are imported by the call that needs them.
 """
 
+from .accumulator import EventAccumulator, Snapshot
 from .batch import EventBatch, collate
 from .container import Events
 from .draw import event_frame, save_animation, save_png
@@ -12,11 +13,13 @@ from .simulate import simulate
 from .transforms import PixelMap, crop, downsample, drop_pixels, flip_horizontal, hot_pixels, pixel_map, rectify
 
 __all__ = [
+    "EventAccumulator",
     "EventBatch",
     "Events",
     "PixelMap",
     "Recording",
     "RecordingError",
+    "Snapshot",
     "collate",
     "crop",
     "downsample",

@@ -131,6 +131,21 @@ class Events:
             raise ValueError(f"start must not exceed stop, got start {start} and stop {stop}")
         return self._part(self._first_at(start), self._first_at(stop))
 
+    def last(self, count: int) -> Events:
+        """The last `count` events, or all where there are fewer.
+
+        Returns:
+            Events whose arrays are views of these.
+
+        Raises:
+            ValueError: if the events are not sorted or the count is negative.
+            TypeError: if it is not an integer.
+        """
+        self._require_sorted()
+        if _integer("count", count) < 0:
+            raise ValueError(f"count must not be negative, got {count}")
+        return self._part(max(0, len(self) - count), len(self))
+
     def windows(self, duration_us: int | None = None, count: int | None = None) -> Iterator[Events]:
         """Consecutive windows, by time or by number of events.
 
@@ -202,8 +217,28 @@ class Events:
             raise ValueError(f"starts must not exceed stops, got {int((starts > stops).sum())} that do")
         return self._batch(np.searchsorted(self.t, starts), np.searchsorted(self.t, stops))
 
+    def batch_of(self, begins: np.ndarray, ends: np.ndarray) -> EventBatch:
+        """Windows of given events as one batch: window b holds the events begins[b] to ends[b], the latter excluded.
+
+        Args:
+            begins, ends: Indices, int64 [B] each, in any order; windows may overlap.
+
+        Returns:
+            EventBatch as of `batch`.
+
+        Raises:
+            ValueError: if a shape or dtype differs, or not 0 <= begins[b] <= ends[b] <= E.
+        """
+        begins, ends = np.asarray(begins), np.asarray(ends)
+        for name, indices in (("begins", begins), ("ends", ends)):
+            if indices.dtype != np.int64 or indices.ndim != 1 or indices.shape != begins.shape:
+                raise ValueError(f"{name} must be int64 [B] like begins, got {indices.dtype} {list(indices.shape)}")
+        wrong = (begins < 0) | (begins > ends) | (ends > len(self))
+        if wrong.any():
+            raise ValueError(f"windows must be 0 <= begin <= end <= {len(self)}, got {int(wrong.sum())} that are not")
+        return self._batch(begins, ends)
+
     def _batch(self, begins: np.ndarray, ends: np.ndarray) -> EventBatch:
-        """Windows of the events begins[b] to ends[b]."""
         from .batch import EventBatch, _joined, _offsets
 
         if begins.size and np.array_equal(begins[1:], ends[:-1]):

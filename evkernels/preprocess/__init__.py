@@ -25,18 +25,30 @@ _EXIT_CODES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `run` to a parser."""
-    from evkernels.preprocess.settings import REPRESENTATIONS, Settings
+    from evkernels.ops.voxel_grid import NORMALIZATIONS
+    from evkernels.preprocess.representations import REPRESENTATIONS
+    from evkernels.reference.voxel_grid import CONVENTIONS
 
-    defaults = Settings()
     parser.epilog = _EXIT_CODES
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="a recording, or a folder of them such as RVT's and eTraM's trees")
     add("destination", type=Path, metavar="DST", help="folder of the results, one folder inside per recording")
-    add("--representation", choices=list(REPRESENTATIONS), default=defaults.representation)
-    add("--bins", type=arguments.positive, default=defaults.bins, help="time bins per window, default %(default)s")
-    add("--count-cutoff", type=arguments.positive, metavar="N", help="largest count, default 255; RVT trains with 10")
-    add("--window", type=arguments.duration, default="50ms", metavar="TIME", help="default %(default)s")
-    add("--stride", type=arguments.duration, metavar="TIME", help="between the ends of windows, default: the window")
+    add("--representation", choices=list(REPRESENTATIONS), default="stacked_histogram", help="default %(default)s")
+    add("--bins", type=arguments.positive, help="time bins per window, default 10, of a voxel grid 5")
+    add("--count-cutoff", type=arguments.positive, metavar="N", help="largest count, default: what the dtype holds")
+    add("--convention", choices=list(CONVENTIONS), help="whose voxel grid, default e2vid")
+    add("--normalize", choices=[name for name in NORMALIZATIONS if name], help="cells of a voxel grid that are not 0")
+    add("--tau", type=arguments.duration, metavar="TIME", help="time constant of a time surface, default 50ms")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--window", type=arguments.duration, default="50ms", metavar="TIME", help="default %(default)s")
+    length.add_argument("--window-events", type=arguments.positive, metavar="N", help="windows of N events instead")
+    add(
+        "--stride",
+        type=arguments.duration,
+        metavar="TIME",
+        help="between the ends of windows, default: the window; windows of N events follow one another, or with "
+        "--stride or labels are the last N events every so often",
+    )
     add("--downsample", type=arguments.positive, default=1, metavar="N", help="keep one of N x N pixels; RVT's Gen4: 2")
     add("--no-labels", action="store_true", help="ignore boxes in <name>_bbox.npy; else windows end with them")
     add("--sensor", type=arguments.sensor, metavar="WxH", help="sensor size where recordings do not say")
@@ -49,26 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Preprocesses `args.source` into `args.destination`; returns the exit code."""
     from evkernels.preprocess import pool
-    from evkernels.preprocess.settings import Settings
     from evkernels.preprocess.writer import libraries
 
-    settings = Settings(
-        args.representation,
-        args.bins,
-        args.count_cutoff,
-        args.window,
-        args.stride or args.window,
-        args.downsample,
-        not args.no_labels,
-        args.sensor,
-    )
     try:
         require("rich", "preprocess", "preprocessing")
         libraries()
-        if args.bins > _MOST_BINS:
+        if args.bins is not None and args.bins > _MOST_BINS:
             raise InputError(f"--bins must be at most {_MOST_BINS}, got {args.bins}")
         if args.scheduler and args.jobs != 1:
             raise InputError("--jobs and --scheduler exclude each other: the cluster has its own workers")
+        settings = _settings(args)
         pairs = find(args.source.absolute(), args.destination.absolute(), args.pattern)
         with pool.workers(args.jobs, args.scheduler) as executor:
             return pool.run(pairs, settings, args.overwrite, executor)
@@ -78,3 +80,23 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("evkernels preprocess: interrupted; the same command goes on", file=sys.stderr)
         return 130
+
+
+def _settings(args: argparse.Namespace):
+    from evkernels.preprocess.settings import Settings
+
+    stride = args.stride if args.window_events is not None else args.stride or args.window
+    return Settings.of(
+        args.representation,
+        bins=args.bins,
+        count_cutoff=args.count_cutoff,
+        convention=args.convention,
+        normalize=args.normalize,
+        tau_us=args.tau,
+        window_us=args.window,
+        window_events=args.window_events,
+        stride_us=stride,
+        downsample=args.downsample,
+        labels=not args.no_labels,
+        sensor=args.sensor,
+    )

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from evkernels.events import EventBatch, Recording, RecordingError
-from evkernels.preprocess.labels import LABEL_INDEX, Labels, find_labels, read_labels
-from evkernels.preprocess.settings import REPRESENTATIONS, Settings
-from evkernels.preprocess.windows import TooManyWindows, batches
+from evkernels.preprocess.labels import LABEL_INDEX, LABEL_STRIDE_US, Labels, find_labels, read_labels
+from evkernels.preprocess.representations import REPRESENTATIONS, folder
+from evkernels.preprocess.settings import Settings
+from evkernels.preprocess.windows import TooManyWindows, batches, consecutive
 from evkernels.preprocess.writer import RepresentationWriter, is_finished
 
 # Frames made in one call. Larger blocks come as fresh pages from the system every time: 64 MiB take 12 % longer for a
@@ -79,8 +80,8 @@ def convert(
 
 
 def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool, advance) -> None:
-    folder = sequence / "event_representations_v2" / settings.folder
-    target = folder / settings.file
+    place = sequence / "event_representations_v2" / folder(settings)
+    target = place / settings.file
     if not result.source.is_file():
         raise RecordingError(f"{result.source}: expected a recording, got no such file")
     label_file = find_labels(result.source) if settings.labels else None
@@ -96,8 +97,8 @@ def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool
             f"{result.source}: expected a sensor of at least {settings.downsample}x{settings.downsample} pixels to "
             f"downsample, got {recording.width}x{recording.height}"
         )
-    module = REPRESENTATIONS[settings.representation](settings, height, width)
-    shape, dtype = module.get_shape(), torch.empty(0, dtype=module.get_torch_dtype()).numpy().dtype
+    frames = REPRESENTATIONS[settings.representation].frames(settings, height, width)
+    shape, dtype = frames.shape, torch.empty(0, dtype=frames.dtype).numpy().dtype
     frame_bytes = int(np.prod(shape)) * dtype.itemsize
     if frame_bytes > _LARGEST_FRAME:
         raise RecordingError(
@@ -109,20 +110,27 @@ def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool
     given, ends = None if labels is None else labels.ends, []
     with RepresentationWriter(target, shape, dtype, record) as writer:
         packets = _watched(recording, advance)
-        for batch, times in batches(packets, settings.window_us, settings.stride_us, most, given):
-            writer.append(module(_downsampled(batch, settings.downsample, height, width)).numpy())
+        for batch, times in _windows(packets, settings, most, given):
+            writer.append(frames.make(_downsampled(batch, settings.downsample, height, width), times).numpy())
             ends.append(times)
-        beside = {folder / LABEL_INDEX: None} if labels is None else labels.files(sequence, folder)
-        writer.commit({folder / "timestamps_us.npy": np.concatenate(ends), **beside})
+        beside = {place / LABEL_INDEX: None} if labels is None else labels.files(sequence, place)
+        writer.commit({place / "timestamps_us.npy": np.concatenate(ends), **beside})
     result.events, result.windows = recording.events, sum(map(len, ends))
     result.notes += recording.notes
+
+
+def _windows(packets, settings: Settings, most: int, ends: np.ndarray | None):
+    if ends is None and settings.stride_us is None:
+        return consecutive(packets, settings.window_events, most)
+    return batches(packets, settings.window, settings.stride_us, most, ends)
 
 
 def _labels(path: Path | None, recording: Recording, settings: Settings) -> Labels | None:
     if path is None:
         return None
-    sizes = (recording.width, recording.height, recording.start)
-    labels = read_labels(path, *sizes, settings.window_us, settings.stride_us)
+    stride = settings.stride_us or LABEL_STRIDE_US
+    first = stride if settings.window_events is not None else settings.window_us
+    labels = read_labels(path, recording.width, recording.height, recording.start, first, stride)
     if labels is None:
         recording.notes.append(f"{path}: no box after the recording's first window; windows are cut without labels")
     return labels

@@ -15,6 +15,7 @@ import numpy as np
 from evkernels.events import RecordingError
 
 LABEL_INDEX = "objframe_idx_2_repr_idx.npy"
+LABEL_STRIDE_US = 50_000  # RVT's, where windows are counted in events and no stride is given.
 _FIELDS = ("t", "x", "y", "w", "h", "class_id", "class_confidence")
 _JITTER = 2_000  # Microseconds by which the published labels miss their period.
 
@@ -62,7 +63,7 @@ def read_labels(path: Path, width: int, height: int, first_time: int, window_us:
             class_confidence.
         width, height: Sensor size, to which boxes are clipped.
         first_time: Of the recording.
-        window_us: Length of a window.
+        window_us: Length of a window, or of the first one where windows are counted in events.
         stride_us: From one end to the next.
 
     Returns:

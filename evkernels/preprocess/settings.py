@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from torch import nn
-
-from evkernels.nn import StackedHistogram
-
-# Each makes a module of `height` rows and `width` columns that takes an EventBatch and drops events outside.
-REPRESENTATIONS: dict[str, Callable[[Settings, int, int], nn.Module]] = {
-    "stacked_histogram": lambda settings, height, width: StackedHistogram(
-        settings.bins, height, width, settings.count_cutoff
-    ),
-}
+from evkernels.arguments import InputError
+from evkernels.preprocess.windows import ByCount, ByTime
 
 
 @dataclass(frozen=True)
@@ -22,30 +13,62 @@ class Settings:
     """Arguments of a representation and of the windows it is made of.
 
     Args:
-        representation: Key of REPRESENTATIONS.
-        bins: Time bins of a window.
+        representation: Key of `representations.REPRESENTATIONS`.
+        bins: Time bins of a window, where the representation has some.
         count_cutoff: Largest count; None is the representation's own largest.
+        convention: Of a voxel grid.
+        normalize: Of a voxel grid, "e2vid", "dsec" or None.
+        tau_us: Time constant of a time surface in microseconds.
         window_us: Length of a window in microseconds.
-        stride_us: From the end of one window to that of the next.
+        window_events: Number of events of a window, in place of its length.
+        stride_us: From the end of one window to that of the next. None: windows of events follow one another.
         downsample: Keep one pixel of this many in each direction.
         labels: Whether windows end with the boxes of a `_bbox.npy` beside the recording, where there is one.
         sensor: (width, height) for recordings that do not say it.
     """
 
     representation: str = "stacked_histogram"
-    bins: int = 10
+    bins: int | None = 10
     count_cutoff: int | None = None
+    convention: str | None = None
+    normalize: str | None = None
+    tau_us: int | None = None
     window_us: int = 50_000
-    stride_us: int = 50_000
+    window_events: int | None = None
+    stride_us: int | None = 50_000
     downsample: int = 1
     labels: bool = True
     sensor: tuple[int, int] | None = None
 
     @property
-    def folder(self) -> str:
-        """Name of the representation's folder, as RVT spells it: dt is the window's length in milliseconds."""
-        step = "" if self.stride_us == self.window_us else f"_step={self.stride_us / 1000:.10g}"
-        return f"{self.representation}_dt={self.window_us / 1000:.10g}{step}_nbins={self.bins}"
+    def window(self) -> ByTime | ByCount:
+        """Which events a window holds."""
+        return ByTime(self.window_us) if self.window_events is None else ByCount(self.window_events)
+
+    @property
+    def window_name(self) -> str:
+        """The windows in a folder's name, as RVT spells them: dt is the length in ms, ne the number of events."""
+        if self.window_events is None:
+            step = "" if self.stride_us == self.window_us else f"_step={_milliseconds(self.stride_us)}"
+            return f"dt={_milliseconds(self.window_us)}{step}"
+        step = "" if self.stride_us is None else f"_step={_milliseconds(self.stride_us)}"
+        return f"ne={self.window_events}{step}"
+
+    @classmethod
+    def of(cls, representation: str, **options: object) -> Settings:
+        """Settings in which the options that are None are what the representation usually takes.
+
+        Raises:
+            InputError: for an option that the representation does not have.
+        """
+        from evkernels.preprocess.representations import OPTIONS, REPRESENTATIONS
+
+        defaults = REPRESENTATIONS[representation].defaults
+        for name in OPTIONS:
+            if options.get(name) is not None and name not in defaults:
+                raise InputError(f"--{OPTIONS[name]} is no option of {representation}")
+        given = {name: value for name, value in options.items() if value is not None or name not in defaults}
+        return cls(representation, **{**defaults, **given})
 
     @property
     def file(self) -> str:
@@ -55,3 +78,7 @@ class Settings:
     def describe(self) -> dict:
         """All of them, for the record in the file."""
         return asdict(self)
+
+
+def _milliseconds(us: int) -> str:
+    return f"{us / 1000:.10g}"
