@@ -82,7 +82,7 @@ def extensions() -> list:
     )
     host = Pybind11Extension(
         "evkernels._host",
-        sorted(glob("csrc/host/*.cpp")) + ["csrc/common/isa.cpp"],
+        sorted(glob("csrc/host/*.cpp")),
         include_dirs=[os.path.abspath("csrc")],
         cxx_std=17,
         extra_compile_args=cxx,

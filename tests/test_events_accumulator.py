@@ -104,7 +104,9 @@ def test_structured_arrays_of_cameras_are_read_in_place(implementation, layout):
     dtype = np.dtype(layout)
     table = np.zeros(1300, dtype)
     for name, column in zip("xytp", columns, strict=True):
-        table[next(field for field in dtype.names if field[0] in ("p", "o") and name == "p" or field[0] == name)] = column
+        table[next(field for field in dtype.names if (field[0] in ("p", "o") and name == "p") or field[0] == name)] = (
+            column
+        )
     accumulator = EventAccumulator(7, 9)
     accumulator.push(table)
     table.flags.writeable = False

@@ -65,9 +65,7 @@ class Snapshot:
         none = torch.zeros(0, dtype=torch.int64)
         surface = torch.from_numpy(self.times)
         sizes = {"height": height, "width": width, "polarities": polarities}
-        return ops.time_surface(
-            none, none, none, none, **sizes, surface=surface, tau=tau, at=at, decay=decay
-        ).numpy()
+        return ops.time_surface(none, none, none, none, **sizes, surface=surface, tau=tau, at=at, decay=decay).numpy()
 
 
 class EventAccumulator:
