@@ -1,14 +1,15 @@
-"""Sequences from preprocessed recordings: frames, boxes, resets and padding against the files; workers; a layer on them."""
+"""Sequences from preprocessed recordings: frames, boxes, resets, padding as in the files; workers; a layer on them."""
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+pytest.importorskip("h5py", reason="h5py is not installed")
 pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
+import h5py
 from test_preprocess import random_events, save_h5
 from test_preprocess_labels import boxes
 
@@ -223,7 +224,7 @@ def test_downsampled_frames_have_smaller_boxes(tmp_path):
     with pytest.raises(ValueError, match=r"event_representations\.h5: expected frames, got .*_ds2_nearest\.h5"):
         find(tmp_path / "out")
     assert main(["preprocess", str(tmp_path / "in"), str(tmp_path / "out"), "--stride", "100ms"]) == 0
-    with pytest.raises(ValueError, match="expected the representation \\(the only one\\), got .*step=100"):
+    with pytest.raises(ValueError, match=r"expected the representation \(the only one\), got .*step=100"):
         find(tmp_path / "out")
     # Labels of the second run lie over those of the first.
     with pytest.raises(ValueError, match="got those of other windows"):

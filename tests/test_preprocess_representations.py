@@ -170,8 +170,8 @@ def test_names_are_those_of_rvt():
     )
 
 
-# Children end themselves by SIGKILL, which leaves no time to clean up, after half of the recording. They are forked from
-# one process that has imported everything and started no threads.
+# Children end themselves by SIGKILL, which leaves no time to clean up, after half of the recording. They are forked
+# from one process that has imported everything and started no threads.
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_in_the_middle_then_run_again_gives_the_same_bytes(tmp_path):
     source = save_h5(tmp_path / "a.h5", random_events(60_000, 1_000_000, start=0, width=320, height=240))

@@ -1,3 +1,3 @@
-// The module's own copy of the choice of an instruction set: as an object file of its own, because both modules' objects
-// of one source would have the same name.
+// The module's own copy of the choice of an instruction set, as an object file with a name of its own.
+
 #include "common/isa.cpp"

@@ -219,7 +219,7 @@ def _implementation() -> type:
 
 
 class NumpyImages:
-    """What `evkernels._host.EventAccumulator` does, in NumPy: its definition, and its stand-in where it is not built."""
+    """`evkernels._host.EventAccumulator` in NumPy: its definition, and its stand-in where it is not built."""
 
     def __init__(self, height: int, width: int, polarities: int, times: bool, counts: bool, drop: bool):
         self.shape, self.drop = (polarities, height, width), drop

@@ -209,10 +209,7 @@ class Events:
             ValueError: if a shape or dtype differs, a start exceeds its stop, or the events are not sorted.
         """
         self._require_sorted()
-        starts, stops = np.asarray(starts), np.asarray(stops)
-        for name, times in (("starts", starts), ("stops", stops)):
-            if times.dtype != np.int64 or times.ndim != 1 or times.shape != starts.shape:
-                raise ValueError(f"{name} must be int64 [B] like starts, got {times.dtype} {list(times.shape)}")
+        starts, stops = _like_each_other(starts=starts, stops=stops)
         if (starts > stops).any():
             raise ValueError(f"starts must not exceed stops, got {int((starts > stops).sum())} that do")
         return self._batch(np.searchsorted(self.t, starts), np.searchsorted(self.t, stops))
@@ -229,10 +226,7 @@ class Events:
         Raises:
             ValueError: if a shape or dtype differs, or not 0 <= begins[b] <= ends[b] <= E.
         """
-        begins, ends = np.asarray(begins), np.asarray(ends)
-        for name, indices in (("begins", begins), ("ends", ends)):
-            if indices.dtype != np.int64 or indices.ndim != 1 or indices.shape != begins.shape:
-                raise ValueError(f"{name} must be int64 [B] like begins, got {indices.dtype} {list(indices.shape)}")
+        begins, ends = _like_each_other(begins=begins, ends=ends)
         wrong = (begins < 0) | (begins > ends) | (ends > len(self))
         if wrong.any():
             raise ValueError(f"windows must be 0 <= begin <= end <= {len(self)}, got {int(wrong.sum())} that are not")
@@ -330,6 +324,16 @@ class Events:
         if not self.is_sorted:
             late = int(np.count_nonzero(self.t[1:] < self.t[:-1]))
             raise ValueError(f"t must be non-decreasing, got {late} events earlier than the one before; use sorted()")
+
+
+def _like_each_other(**arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays, if they are int64 [B] with one B."""
+    first = next(iter(arrays))
+    for name, values in arrays.items():
+        values = np.asarray(values)
+        if values.dtype != np.int64 or values.ndim != 1 or values.shape != np.shape(arrays[first]):
+            raise ValueError(f"{name} must be int64 [B] like {first}, got {values.dtype} {list(values.shape)}")
+    return [np.asarray(values) for values in arrays.values()]
 
 
 def _positive(name: str, value: object) -> int:
