@@ -1,11 +1,11 @@
-"""EfficientConvLSTM: published sizes, all four combinations, raw events and voxel grids, states, monitoring."""
+"""EfficientConvLSTM and EConvlstm: published sizes, every combination, events and voxel grids, states, monitoring."""
 
 import pytest
 import torch
 from torch import nn
 
 import evkernels
-from evkernels.models import EfficientConvLSTM, EncodingHealth
+from evkernels.models import EConvlstm, EfficientConvLSTM, EncodingHealth
 from evkernels.testing import assert_matches
 
 SIZE = (34, 46)
@@ -201,3 +201,40 @@ def test_a_window_without_events():
     outputs, _, (grid,) = model()([torch.zeros(2, 0, 4)])
     assert torch.equal(grid, torch.zeros(2, 5, *SIZE))
     assert outputs.isfinite().all()
+
+
+def test_econvlstm_has_mobilenets_sizes_and_keys():
+    network = EConvlstm(*reversed(SIZE))
+    # torchvision's mobilenet_v2().features has 2,223,872, two input channels fewer.
+    assert sum(p.numel() for p in network.encoder.parameters()) == 2_223_872 + 2 * 32 * 9
+    keys = set(network.state_dict())
+    assert {
+        "encoder.backbone.0.0.weight",
+        "encoder.backbone.1.conv.1.weight",
+        "encoder.backbone.17.conv.3.running_var",
+        "encoder.backbone.18.1.bias",
+        "skip_convlstms.3.cells.0.conv.weight",
+        "convlstm.cells.1.conv.bias",
+        "decoder.decoder_layers.3.2.weight",
+        "final_conv.2.weight",
+    } <= keys
+
+
+@pytest.mark.parametrize("skip_lstm", [True, False])
+def test_econvlstm_runs_trains_and_continues(skip_lstm):
+    torch.manual_seed(0)
+    network, events = EConvlstm(*reversed(SIZE), skip_lstm=skip_lstm), raw_events()
+    outputs, encodings, grids = network(events)
+    assert outputs.shape == (2, 3, *SIZE)
+    assert encodings.shape == (2, 3, 128, 9, 11)
+    assert len(grids) == 3
+    outputs.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    network.eval()
+    network.reset_states()
+    with torch.no_grad():
+        whole = network(grids)[0]
+        network.reset_states()
+        parts = torch.cat([network(grids[:1])[0], network(grids[1:])[0]], dim=1)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    network.detach_states()

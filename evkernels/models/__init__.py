@@ -2,6 +2,7 @@
 
 from evkernels.models.cista_tc import CistaTC
 from evkernels.models.e2vid import E2VIDRecurrent
+from evkernels.models.econvlstm import EConvlstm
 from evkernels.models.efficient_conv_lstm import EfficientConvLSTM
 from evkernels.models.encoding_health import EncodingHealth
 from evkernels.models.event_encoder import EventEncoder, EventPredictor
@@ -11,6 +12,7 @@ from evkernels.models.rvt import MaxViTRNN, RVTDetector
 __all__ = [
     "CistaTC",
     "E2VIDRecurrent",
+    "EConvlstm",
     "EfficientConvLSTM",
     "EncodingHealth",
     "EventEncoder",

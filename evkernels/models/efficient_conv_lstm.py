@@ -136,7 +136,7 @@ class EfficientConvLSTM(nn.Module):
         del training
         if len(event_sequence) == 0:
             raise ValueError("event_sequence must hold at least one window")
-        grids = [self._grid(window) for window in event_sequence]
+        grids = [grid_of(window, self.height, self.width) for window in event_sequence]
         seq_events = [grid for grid, window in zip(grids, event_sequence, strict=True) if window.dim() == 3]
         bottlenecks, skips = [], []
         for grid in grids:
@@ -183,23 +183,24 @@ class EfficientConvLSTM(nn.Module):
         hidden, self.dense_state = self.dense_lstm(x.flatten(2), self.dense_state)
         return self.fc_to_map(hidden).unflatten(2, (self.bottleneck_channels, *MAP))
 
-    def _grid(self, window: Tensor) -> Tensor:
-        size = (self.height, self.width)
-        if window.dim() == 4:
-            if tuple(window.shape[1:]) != (BINS, *size):
-                raise ValueError(f"voxel grids must be [B, {BINS}, {size[0]}, {size[1]}], got {tuple(window.shape)}")
-            return window
-        if window.dim() != 3 or window.shape[2] != 4:
-            raise ValueError(f"a window must be [B, N, 4] or [B, {BINS}, H, W], got {tuple(window.shape)}")
-        with torch.no_grad():
-            batch, events = window.shape[:2]
-            t, x, y, p = window.reshape(-1, 4).unbind(1)
-            x, y = (value.clamp(0, size - 1).long() for value, size in ((x, self.width), (y, self.height)))
-            t = t.contiguous() if t.is_floating_point() else t.long()
-            offsets = torch.arange(batch + 1, device=window.device) * events
-            return ops.voxel_grid(
-                x, y, t, p.long(), bins=BINS, height=size[0], width=size[1], convention="eseg", offsets=offsets
-            )
+
+def grid_of(window: Tensor, height: int, width: int) -> Tensor:
+    """The voxel grids [B, 5, height, width] of a window as EfficientConvLSTM takes it."""
+    if window.dim() == 4:
+        if tuple(window.shape[1:]) != (BINS, height, width):
+            raise ValueError(f"voxel grids must be [B, {BINS}, {height}, {width}], got {tuple(window.shape)}")
+        return window
+    if window.dim() != 3 or window.shape[2] != 4:
+        raise ValueError(f"a window must be [B, N, 4] or [B, {BINS}, H, W], got {tuple(window.shape)}")
+    with torch.no_grad():
+        batch, events = window.shape[:2]
+        t, x, y, p = window.reshape(-1, 4).unbind(1)
+        x, y = (value.clamp(0, size - 1).long() for value, size in ((x, width), (y, height)))
+        t = t.contiguous() if t.is_floating_point() else t.long()
+        offsets = torch.arange(batch + 1, device=window.device) * events
+        return ops.voxel_grid(
+            x, y, t, p.long(), bins=BINS, height=height, width=width, convention="eseg", offsets=offsets
+        )
 
 
 class EfficientDecoder(nn.Module):
@@ -218,25 +219,28 @@ class EfficientDecoder(nn.Module):
         if method not in ("add", "concat"):
             raise ValueError(f"method must be 'add' or 'concat', got {method!r}")
         self.method = method
-        joined = 2 if method == "concat" else 1
         self.decoder_layers = nn.ModuleList(
-            nn.Sequential(
-                nn.ConvTranspose2d(channels, skip, 2, stride=2),
-                nn.BatchNorm2d(skip),
-                nn.GELU(),
-                nn.Conv2d(joined * skip, skip, 3, padding=1),
-                nn.BatchNorm2d(skip),
-                nn.GELU(),
-            )
-            for channels, skip in pairwise(reversed(encoder_channels))
+            self._level(channels, skip) for channels, skip in pairwise(reversed(encoder_channels))
+        )
+
+    def _level(self, channels: int, skip: int) -> nn.Sequential:
+        joined = 2 * skip if self.method == "concat" else skip
+        return nn.Sequential(
+            nn.ConvTranspose2d(channels, skip, 2, stride=2),
+            nn.BatchNorm2d(skip),
+            nn.GELU(),
+            nn.Conv2d(joined, skip, 3, padding=1),
+            nn.BatchNorm2d(skip),
+            nn.GELU(),
         )
 
     def forward(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
         for level, skip in zip(self.decoder_layers, reversed(maps), strict=True):
-            x = level[:3](x)
+            half = len(level) // 2
+            x = level[:half](x)
             if x.shape[2:] != skip.shape[2:]:
                 x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
-            x = level[3:](x + skip if self.method == "add" else torch.cat([x, skip], dim=1))
+            x = level[half:](x + skip if self.method == "add" else torch.cat([x, skip], dim=1))
         return x
 
 
