@@ -8,6 +8,8 @@ from evkernels.nn.convert import Conversion, convert
 from evkernels.nn.depthwise import CausalDepthwiseConv3d, DepthwiseConv2d
 from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
 from evkernels.nn.event_images import BinaRep, EventCountImage, EventImage, MixedDensityEventStack
+from evkernels.nn.event_memories import AveragedTimeSurface, TimeOrderedRecentEvents
+from evkernels.nn.event_spike_tensor import EventSpikeTensor
 from evkernels.nn.histogram import StackedHistogram
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.pooling import AABlur_SE_SoftPool
@@ -30,6 +32,7 @@ from evkernels.nn.voxel_grid import VoxelGrid
 __all__ = [
     "KMOTE",
     "AABlur_SE_SoftPool",
+    "AveragedTimeSurface",
     "BinaRep",
     "CausalDepthwiseConv3d",
     "ChannelAttention",
@@ -44,6 +47,7 @@ __all__ = [
     "EventCountImage",
     "EventImage",
     "EventNormalization",
+    "EventSpikeTensor",
     "FasterKAN",
     "LeTE",
     "LearnablePositionEmbedding",
@@ -55,6 +59,7 @@ __all__ = [
     "SeparableConv2d",
     "SinCosPositionEncoding",
     "StackedHistogram",
+    "TimeOrderedRecentEvents",
     "TimeSurface",
     "VoxelGrid",
     "compat",

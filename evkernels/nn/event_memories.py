@@ -1,0 +1,221 @@
+"""Representations that remember more than the last event of a pixel: averaged time surfaces (HATS) and TORE volumes.
+
+Neither has a kernel of its own. TORE is the fused surface of last events, asked again for what lies below each last
+event; averaged surfaces are sums over pairs of events, which are made in parts of bounded size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from evkernels import ops
+from evkernels.nn import event_input
+from evkernels.reference.event_histogram import window_of_event, window_times
+
+if TYPE_CHECKING:
+    from evkernels.nn.event_input import EventInput
+
+
+class TimeOrderedRecentEvents(nn.Module):
+    """TORE volume: at every pixel the logarithms of the ages of the latest events of each polarity.
+
+    Args:
+        height: Rows of the sensor.
+        width: Columns of the sensor.
+        events: How many of the latest events are kept per pixel and polarity.
+        min_time: Ages up to this, in the unit of the timestamps, count as 0.
+        max_time: Ages beyond this, and of events that never came, count as this.
+
+    An age a becomes max(0, log(min(a, max_time) + 1) - log(min_time + 1)). Events out of range are dropped, times need
+    not be sorted; of events of a pixel at the same time the later in the arrays is the younger. No parameters, no
+    gradients. Source: Baldwin et al. 2023 (arXiv:2103.06108), eq. 4; its implementations differ in `max_time`.
+    """
+
+    def __init__(self, height: int, width: int, events: int = 4, min_time: float = 150.0, max_time: float = 5e6):
+        super().__init__()
+        if events < 1 or not 0 <= min_time < max_time:
+            given = f"{events}, {min_time} and {max_time}"
+            raise ValueError(f"events must be at least 1 and 0 <= min_time < max_time, got {given}")
+        self.height = height
+        self.width = width
+        self.events = events
+        self.min_time = min_time
+        self.max_time = max_time
+
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+        at: int | Tensor | None = None,
+    ) -> Tensor:
+        """The volume of one window, or of each window of a batch.
+
+        Args:
+            x: Columns [E], any integer dtype; or, with nothing else but `at`, `evkernels.events.Events`, `EventBatch`
+                or a structured NumPy array with fields x, y, t, p.
+            y: Rows [E], any integer dtype.
+            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
+            time: Timestamps [E], int64 or int32, in any order.
+            offsets: Cuts a batch of windows out of the events, int64 [B + 1].
+            at: Time from which ages count, an int or int64 [B]; None: each window's latest time, events out of range
+                included. Events after it have age 0.
+
+        Returns:
+            float32 [2 * events, height, width], or [B, 2 * events, height, width] with `offsets` or EventBatch: ON
+            before OFF, the youngest event first.
+        """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+        t = t.to(torch.int64)
+        window = window_of_event(t, offsets)
+        order = _by_time(t, window)
+        x, y, t, p = (column[order] for column in (_indexable(x), _indexable(y), t, p))
+        latest = window_times(t, window, 1 if offsets is None else offsets.shape[0] - 1)[1]
+        at = latest if at is None else torch.as_tensor(at, device=t.device)
+        number = torch.arange(t.shape[0], device=t.device)
+        # One event too many, which stands for those that never came; 2 is no polarity, so the ops drop such events.
+        t, p = nn.functional.pad(t, (0, 1)), nn.functional.pad(p.to(torch.int8), (0, 1))
+        ages = []
+        for _ in range(self.events):
+            last = ops.time_surface(x, y, number, p[:-1], height=self.height, width=self.width, offsets=offsets)
+            event = torch.where(last < 0, number.shape[0], last)
+            age = at.view(-1, 1, 1, 1) - t[event].view(-1, 2, self.height, self.width)
+            ages.append(torch.where(last.view(age.shape) < 0, self.max_time, age.clamp(min=0).float()))
+            p = p.index_fill(0, event.flatten(), 2)
+        age = torch.stack(ages, dim=2).flip(1).clamp(max=self.max_time)
+        volume = (torch.log1p(age) - math.log1p(self.min_time)).clamp(min=0).flatten(1, 2)
+        return volume[0] if offsets is None else volume
+
+    def extra_repr(self) -> str:
+        names = ("height", "width", "events", "min_time", "max_time")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+class AveragedTimeSurface(nn.Module):
+    """HATS: for each square cell of pixels the average, over its events, of what came around them before.
+
+    Args:
+        height: Rows of the sensor.
+        width: Columns of the sensor.
+        cell_size: Rows and columns of pixels in a cell.
+        surface_size: Rows and columns of the surface around an event, odd.
+        time_window: How far back events are looked for, an integer in the unit of the timestamps, ends included.
+        tau: Time constant of the decay exp(-age / tau).
+
+    Only events of the same cell and polarity are seen; each event adds 1 in the middle of its own surface. Events out
+    of range are dropped, times need not be sorted. The work grows with the pairs of events of a cell that lie within
+    `time_window`; memory does not. No parameters, no gradients. Source: Sironi et al. 2018 (arXiv:1803.07913), eq. 4
+    to 6; tonic's `to_averaged_timesurface`, whose float32 times this does not share.
+    """
+
+    def __init__(
+        self, height: int, width: int, cell_size: int = 10, surface_size: int = 7, time_window: int = 100_000,
+        tau: float = 1e6,
+    ):  # fmt: skip
+        super().__init__()
+        if surface_size % 2 == 0 or not 1 <= surface_size <= cell_size:
+            raise ValueError(f"surface_size must be odd and at most cell_size = {cell_size}, got {surface_size}")
+        if time_window < 0 or tau <= 0:
+            raise ValueError(f"time_window must be at least 0 and tau positive, got {time_window} and {tau}")
+        self.height = height
+        self.width = width
+        self.cell_size = cell_size
+        self.surface_size = surface_size
+        self.time_window = time_window
+        self.tau = tau
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells; the last ones may hold fewer pixels."""
+        return -(-self.height // self.cell_size), -(-self.width // self.cell_size)
+
+    def forward(
+        self,
+        x: EventInput,
+        y: Tensor | None = None,
+        pol: Tensor | None = None,
+        time: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
+        """The surfaces of one window, or of each window of a batch.
+
+        Args:
+            x, y, pol, time, offsets: As for `TimeOrderedRecentEvents.forward`.
+
+        Returns:
+            float32 [cells, 2, surface_size, surface_size], or [B, cells, 2, surface_size, surface_size] with `offsets`
+            or EventBatch: cells row by row, OFF before ON. Zeros where no event came.
+
+        Raises:
+            ValueError: if cells times duration exceed 2**63.
+        """
+        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+        windows = 1 if offsets is None else offsets.shape[0] - 1
+        x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
+        window = window_of_event(t, offsets)
+        order = _by_time(t, window)
+        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height) & (p >= -1) & (p <= 1)
+        order = order[inside[order]]
+        x, y, t, p, window = (column[order] for column in (x, y, t, p, window))
+        rows, columns = self.grid
+        group = ((window * rows + y // self.cell_size) * columns + x // self.cell_size) * 2 + (p > 0)
+        groups = windows * rows * columns * 2
+        sums = torch.zeros(groups * self.surface_size**2, device=t.device)
+        counts = torch.bincount(group, minlength=groups)
+        if t.shape[0]:
+            by_group = group.argsort(stable=True)
+            self._add_pairs(sums, groups, *(column[by_group] for column in (x, y, t, group)))
+        surfaces = sums.view(groups, self.surface_size, self.surface_size)
+        middle = self.surface_size // 2
+        surfaces[:, middle, middle] += counts
+        surfaces = surfaces / counts.clamp(min=1)[:, None, None]
+        shape = (rows * columns, 2, *surfaces.shape[1:])
+        return surfaces.view(shape if offsets is None else (windows, *shape))
+
+    def _add_pairs(self, sums: Tensor, groups: int, x: Tensor, y: Tensor, t: Tensor, group: Tensor) -> None:
+        """Events are ordered by group and then by time."""
+        size, reach = self.surface_size, self.surface_size // 2
+        since = t - t.min()
+        # So far apart that looking back never ends in the group before.
+        step = int(since.max()) + self.time_window + 1
+        if groups * step >= 2**63:
+            raise ValueError(f"cells times duration must be below 2**63, got {groups} and {step}")
+        key = group * step + since
+        number = torch.arange(t.shape[0], device=t.device)
+        earliest = torch.searchsorted(key, key - self.time_window)
+        pairs = nn.functional.pad((number - earliest).cumsum(0), (1, 0))
+        begin = 0
+        while begin < t.shape[0]:
+            # Some millions of pairs at a time, or those of one event.
+            end = int(torch.searchsorted(pairs, pairs[begin] + 2**21, right=True)) - 1
+            end = min(max(end, begin + 1), t.shape[0])
+            lengths = pairs[begin + 1 : end + 1] - pairs[begin:end]
+            later = number[begin:end].repeat_interleave(lengths)
+            ordinal = torch.arange(later.shape[0], device=t.device) + pairs[begin] - pairs[later]
+            earlier = earliest[later] + ordinal
+            dx, dy = x[earlier] - x[later] + reach, y[earlier] - y[later] + reach
+            seen = (dx >= 0) & (dx < size) & (dy >= 0) & (dy < size)
+            left = torch.exp(-(t[later] - t[earlier]).float() / self.tau)
+            sums.index_add_(0, ((group[later] * size + dy) * size + dx)[seen], left[seen])
+            begin = end
+
+    def extra_repr(self) -> str:
+        names = ("height", "width", "cell_size", "surface_size", "time_window", "tau")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def _indexable(column: Tensor) -> Tensor:
+    """PyTorch indexes no wide unsigned integers."""
+    return column.to(torch.int64) if column.dtype in (torch.uint16, torch.uint32, torch.uint64) else column
+
+
+def _by_time(t: Tensor, window: Tensor) -> Tensor:
+    """Order of the events by window and then by time; events of equal time keep theirs."""
+    order = t.argsort(stable=True)
+    return order[window[order].argsort(stable=True)]
