@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evkernels.events import Events, event_frame, save_png
+from evkernels.events import Events, event_frame, representation_frame, save_png
 
 WHITE, RED, BLUE = [255, 255, 255], [255, 0, 0], [0, 0, 255]
 
@@ -55,3 +55,41 @@ def test_png_refuses_other_images(tmp_path, image):
     with pytest.raises(ValueError, match="image must be uint8"):
         save_png(tmp_path / "a.png", image)
     assert not list(tmp_path.iterdir())
+
+
+def test_representation_of_two_polarities():
+    frame = np.zeros((4, 1, 5), np.uint8)
+    frame[:, 0, :4] = [[4, 0, 0, 2], [0, 0, 2, 2], [0, 4, 0, 4], [0, 0, 2, 0]]  # OFF, OFF, ON, ON
+    pictured = representation_frame(frame)
+    assert pictured.dtype == np.uint8
+    half = round(255 * (1 - 0.5**0.5))
+    assert pictured[0].tolist() == [BLUE, RED, [half] * 3, [0, 0, 0], WHITE]
+
+
+def test_representation_of_signed_sums():
+    frame = np.zeros((2, 1, 4), np.int8)
+    frame[:, 0, :3] = [[3, -2, -1], [1, -2, 0]]
+    pictured = representation_frame(frame)
+    assert pictured[0, [0, 1, 3]].tolist() == [RED, BLUE, WHITE]
+    half = round(255 * (1 - 0.25**0.5))
+    assert pictured[0, 2].tolist() == [half, half, 255]
+    assert np.array_equal(representation_frame(np.abs(frame), signed=True)[0, 1], RED)
+    assert np.array_equal(representation_frame(frame[:1]), representation_frame(frame[:1], signed=True))
+
+
+def test_representation_without_events_is_white():
+    assert (representation_frame(np.zeros((20, 2, 3), np.float32)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "signed", "message"),
+    [
+        (np.zeros((2, 3)), None, r"C at least 1, got \[2, 3\]"),
+        (np.zeros((0, 2, 3)), None, "C at least 1"),
+        (np.full((2, 2, 3), np.nan), None, "must be finite"),
+        (np.zeros((3, 2, 3)), False, "as many channels for ON events as for OFF, got 3"),
+    ],
+)
+def test_representation_refuses(frame, signed, message):
+    with pytest.raises(ValueError, match=message):
+        representation_frame(frame, signed)

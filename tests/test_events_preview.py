@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evkernels.__main__ import main
-from evkernels.events import Events, event_frame, read, save_animation
+from evkernels.events import Events, event_frame, read, representation_frame, save_animation
 from evkernels.events.preview import preview
 
 image_library = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -84,6 +84,33 @@ def test_command(recordings, tmp_path, capsys):
         assert main(["preview", str(path), str(tmp_path / f"{path.stem}.png"), "--frames", "2"]) == 0
         assert frames_of(tmp_path / f"{path.stem}.png")[0]
         assert read(path).width >= frames_of(tmp_path / f"{path.stem}.png")[0][0].shape[1]
+
+
+@pytest.mark.parametrize(
+    "representation", ["stacked_histogram", "mixed_density", "voxel_grid", "time_surface", "event_counts"]
+)
+def test_command_on_representations(tmp_path, capsys, representation):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    e = events(2000)
+    np.savez(tmp_path / "a.npz", x=e.x, y=e.y, t=e.t, p=e.p, width=e.width, height=e.height)
+    made = ["preprocess", str(tmp_path / "a.npz"), str(tmp_path / "out"), "--representation", representation]
+    assert main([*made, "--window", "10ms"]) == 0
+    (source,) = (tmp_path / "out").rglob("event_representations.h5")
+    assert main(["preview", str(source), str(tmp_path / "a.png"), "--width", "20"]) == 0
+    assert "10 frames of " in capsys.readouterr().out
+    with h5py.File(source) as file:
+        data = file["data"][:].astype(np.float64)
+    small = data.reshape(*data.shape[:2], 15, 2, 20, 2).sum(axis=(3, 5))
+    found, _ = frames_of(tmp_path / "a.png")
+    assert len(found) == 10
+    assert all(np.array_equal(a, representation_frame(b)) for a, b in zip(found, small, strict=True))
+    assert any((picture != 255).any() for picture in found)
+    assert main(["preview", str(source), str(tmp_path / "b.png"), "--flip"]) == 2
+    source.write_bytes(b"noise")
+    assert main(["preview", str(source), str(tmp_path / "b.png")]) == 2
+    assert "expected an HDF5 file with frames" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
 
 
 @pytest.mark.parametrize(

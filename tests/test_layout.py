@@ -53,12 +53,12 @@ def test_stem_has_a_file_in_every_layer(stem):
     assert absent == WITHOUT.get(stem, set())
 
 
-def test_no_folder_or_file_belongs_to_no_op_or_model():
+def test_no_folder_or_file_belongs_to_nothing():
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
     assert folders - {"common", "host"} == set(STEMS)
     benchmarks = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    models = {path.stem for path in (ROOT / "evkernels" / "models").iterdir()}
-    assert benchmarks <= set(STEMS) | models
+    others = {path.stem for folder in ("events", "models") for path in (ROOT / "evkernels" / folder).iterdir()}
+    assert benchmarks <= set(STEMS) | others
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -1,9 +1,8 @@
 // Loops of the event accumulator, compiled once per instruction set.
 //
 // Fields of structures are gathered, block by block, into columns in level-1 cache: from there on they are columns like
-// any other. Whether all events are inside is looked at first, by the largest coordinate and polarity alone, because
-// nothing of a packet may be added before all of it is known to be good. Cells are checked again as they are computed:
-// the memory may be written to in between.
+// any other. Whether all events are inside is looked at first, because nothing of a packet may be added before all of it
+// is known to be good. Cells are checked again as they are computed: the memory may be written to in between.
 
 #include "common/event_cells.inl"
 
@@ -55,19 +54,19 @@ template <class T>
 static bool is_within(const T* data, int64_t stride, int64_t count, int64_t low, int64_t size) {
   using U = typename Unsigned<T>::Type;
   const char* const from = (const char*)data;
-  U largest = 0;
+  U outside = 0;
   const auto look = [&](int64_t k, int64_t step) __attribute__((always_inline)) {
     T value;
     __builtin_memcpy(&value, from + k * step, sizeof(T));
-    const U above = (U)value - (U)low;
-    largest = above > largest ? above : largest;
+    // One operation after the other, where the largest value would take a comparison and a move.
+    outside |= (U)((U)value - (U)low) >= (U)size;
   };
   if (stride == sizeof(T)) {
     for (int64_t k = 0; k < count; ++k) look(k, sizeof(T));
   } else {
     for (int64_t k = 0; k < count; ++k) look(k, stride);
   }
-  return largest < (U)size;
+  return !outside;
 }
 
 static bool is_block_within(const PacketColumn& column, int64_t first, int64_t count, int64_t low, int64_t size) {

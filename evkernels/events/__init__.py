@@ -6,7 +6,7 @@ Importing this package needs NumPy alone; torch, decoders and image libraries ar
 from .accumulator import EventAccumulator, Snapshot
 from .batch import EventBatch, collate
 from .container import Events
-from .draw import event_frame, save_animation, save_png
+from .draw import event_frame, representation_frame, save_animation, save_png
 from .packets import Recording
 from .readers import RecordingError, read
 from .simulate import simulate
@@ -30,6 +30,7 @@ __all__ = [
     "pixel_map",
     "read",
     "rectify",
+    "representation_frame",
     "save_animation",
     "save_png",
     "simulate",

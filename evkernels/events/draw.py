@@ -1,4 +1,4 @@
-"""Pictures of events, for people to look at: one frame per window, a PNG writer, and an animation writer."""
+"""Pictures of events and of what is made of them, for people to look at, and writers of PNG and animations."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +9,7 @@ from .container import Events
 from .optional import require
 
 _WHITE = 255
+_FULL_COLOUR = 95  # Percentile: hot pixels would make everything else pale.
 _COLOURS = np.array([[0, 0, 255], [255, 0, 0]], dtype=np.uint8)  # OFF blue, ON red
 
 
@@ -28,6 +29,39 @@ def event_frame(events: Events) -> np.ndarray:
     pixel, from_end = np.unique(pixel[::-1], return_index=True)
     frame[pixel] = _COLOURS[events.p[len(events) - 1 - from_end]]
     return frame.reshape(events.height, events.width, 3)
+
+
+def representation_frame(frame: np.ndarray, signed: bool | None = None) -> np.ndarray:
+    """Draw a representation on white: what ON events left is red, what OFF events left blue, both dark.
+
+    Args:
+        frame: [C, H, W] of any real dtype: channels of OFF events, then as many of ON events (stacked histograms, event
+            counts, time surfaces), or signed sums (voxel grids, mixed-density stacks). Channels are added up.
+        signed: Whether values are signed sums. None: if one is negative, or C is odd.
+
+    Returns:
+        uint8 [H, W, 3]. Colour grows with the square root of the value up to the 95th percentile of what is not 0, so
+        that single events are seen beside hot pixels.
+
+    Raises:
+        ValueError: if the shape is another one, a value is not finite, or C is odd and `signed` is False.
+    """
+    frame = np.asarray(frame, np.float64)
+    if frame.ndim != 3 or frame.shape[0] == 0 or not np.isfinite(frame).all():
+        raise ValueError(f"frame must be finite and [C, H, W] with C at least 1, got {list(frame.shape)}")
+    if signed is None:
+        signed = frame.shape[0] % 2 == 1 or bool((frame < 0).any())
+    if not signed and frame.shape[0] % 2:
+        raise ValueError(f"frame must have as many channels for ON events as for OFF, got {frame.shape[0]} in all")
+    if signed:
+        total = frame.sum(axis=0)
+        off, on = np.maximum(-total, 0), np.maximum(total, 0)
+    else:
+        off, on = frame.reshape(2, -1, *frame.shape[1:]).sum(axis=1)
+    left = np.concatenate([off[off > 0], on[on > 0]])
+    full = np.percentile(left, _FULL_COLOUR) if left.size else 1.0
+    off, on = np.sqrt(np.minimum(off / full, 1)), np.sqrt(np.minimum(on / full, 1))
+    return np.rint(_WHITE * (1 - np.stack([off, np.maximum(off, on), on], axis=-1))).astype(np.uint8)
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:

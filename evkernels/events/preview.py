@@ -1,4 +1,4 @@
-"""`python -m evkernels preview`: a recording as a short animation, to see what is in it before working with it."""
+"""`python -m evkernels preview`: a recording, or what `preprocess` made of it, as a short animation to look at."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from evkernels import arguments
 
 from .container import Events
-from .decoders import RecordingError
-from .draw import event_frame, save_animation
+from .decoders import RecordingError, _decoding
+from .draw import event_frame, representation_frame, save_animation
 from .optional import require
 from .readers import read
 from .transforms import downsample, drop_pixels, flip_horizontal, hot_pixels
@@ -44,10 +44,47 @@ def preview(events: Events, frames: int = 40, width: int = 320) -> Iterator[np.n
         yield event_frame(small.slice_time(begin + index * length, begin + (index + 1) * length))
 
 
+def preview_representations(path: Path, frames: int = 40, width: int = 320) -> Iterator[np.ndarray]:
+    """Pictures of frames that `preprocess` wrote, spread evenly over the recording.
+
+    Args:
+        path: HDF5 file with a dataset data [B, C, H, W].
+        frames: How many pictures at most.
+        width: Largest width of a picture; pixels are added up in squares to fit.
+
+    Yields:
+        uint8 [H, W, 3], as `representation_frame` draws them.
+
+    Raises:
+        RecordingError: if the file holds no frames, or cannot be read.
+    """
+    with _decoding(path, "an HDF5 file with frames as dataset data"):
+        h5py = require("h5py", "preprocess", "preview")
+        require("hdf5plugin", "preprocess", "preview")
+        with h5py.File(path, "r") as file:
+            data = file["data"]
+            if data.ndim != 4 or min(data.shape) < 1:
+                raise RecordingError(f"{path}: expected data [B, C, H, W], got {list(data.shape)}")
+            step = -(-data.shape[3] // width)
+            for index in np.unique(np.linspace(0, len(data) - 1, frames).astype(int)):
+                yield representation_frame(_in_squares(data[index], step))
+
+
+def _in_squares(frame: np.ndarray, step: int) -> np.ndarray:
+    """Sums of step x step pixels; the last rows and columns are left out where they do not make a square."""
+    channels, height, width = frame.shape[0], frame.shape[1] // step, frame.shape[2] // step
+    whole = frame[:, : height * step, : width * step].astype(np.float64)
+    return whole.reshape(channels, height, step, width, step).sum(axis=(2, 4))
+
+
+def _is_preprocessed(path: Path) -> bool:
+    return path.name.startswith("event_representations") and path.suffix == ".h5"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `run` to a parser."""
     add = parser.add_argument
-    add("source", type=Path, metavar="SRC", help="a recording: .npz, .txt, .zip, .raw, .dat, .aedat4, .h5 or .mat")
+    add("source", type=Path, metavar="SRC", help="a recording, or an event_representations.h5 of preprocess")
     add("out", type=Path, metavar="OUT", help=".gif, or .png or .apng for an animated PNG")
     add("--frames", type=arguments.positive, default=40, metavar="N", help="default %(default)s")
     add("--rate", type=arguments.positive, default=20, metavar="N", help="frames per second, default %(default)s")
@@ -62,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     """Draws `args.source` into `args.out`; returns the exit code."""
     try:
         require("PIL.Image", "demo", "preview")
+        if _is_preprocessed(args.source):
+            return _run_on_representations(args)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             events = read(args.source, args.sensor)
@@ -83,4 +122,13 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.out}: {args.frames} frames of {length / 1000:g} ms, at {length * args.rate / 1e6:.2g} times real speed"
     )
+    return 0
+
+
+def _run_on_representations(args: argparse.Namespace) -> int:
+    if args.flip or args.drop_hot_pixels:
+        raise ValueError("--flip and --drop-hot-pixels are for recordings, not for what was made of them")
+    pictures = list(preview_representations(args.source, args.frames, args.width))
+    save_animation(args.out, pictures, 1000 // min(args.rate, 1000))
+    print(f"{args.out}: {len(pictures)} frames of {args.source}")
     return 0
