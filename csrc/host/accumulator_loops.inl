@@ -1,8 +1,8 @@
 // Loops of the event accumulator, compiled once per instruction set.
 //
 // Fields of structures are gathered, block by block, into columns in level-1 cache: from there on they are columns like
-// any other. Whether all events are inside is looked at first, because nothing of a packet may be added before all of it
-// is known to be good. Cells are checked again as they are computed: the memory may be written to in between.
+// any other. Whether all events are inside is looked at first, because nothing of a packet may be added before all of
+// it is known to be good. Cells are checked again as they are computed: the memory may be written to in between.
 
 #include "common/event_cells.inl"
 
@@ -128,7 +128,8 @@ static int64_t select_inside(const EventColumns& events, int64_t count, int64_t*
 // Adds a packet, leaving out events outside the sensor; returns how many those are.
 static int64_t add_events(EventPacket packet, EventPlanes planes) {
   int64_t x[kBlock], y[kBlock], t[kBlock] = {}, p[kBlock], cell[kBlock + kAhead] = {};
-  const int64_t on = (planes.polarities - 1) * planes.height * planes.width;
+  const int64_t plane = planes.height * planes.width, on = (planes.polarities - 1) * plane;
+  const PixelMap map{planes.height, planes.width, nullptr, nullptr};
   int64_t dropped = 0;
   for (int64_t event = 0; event < packet.count; event += kBlock) {
     int64_t count = packet.count - event < kBlock ? packet.count - event : kBlock;
@@ -140,7 +141,7 @@ static int64_t add_events(EventPacket packet, EventPlanes planes) {
                         packet.y.type,
                         packet.t.type,
                         packet.p.type};
-    const int64_t outside = read_cells(events, planes.height, planes.width, on, 0, count, cell);
+    const int64_t outside = read_cells(events, map, plane, on, 0, count, cell).out_of_range;
     if (outside) {
       dropped += outside;
       count = select_inside(events, count, cell, x);
