@@ -1,4 +1,4 @@
-"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview` and `reconstruct`."""
+"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview`, `reconstruct` and `train`."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ _COMMANDS = {
     "preprocess": ("evkernels.preprocess", "make event representations of recordings, for training"),
     "preview": ("evkernels.events.preview", "draw a recording as a short animation"),
     "reconstruct": ("evkernels.reconstruct", "make a video from a recording's events"),
+    "train": ("evkernels.train", "train RVT's detector on preprocessed recordings"),
 }
 
 

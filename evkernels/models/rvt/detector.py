@@ -127,7 +127,8 @@ class RVTDetector(nn.Module):
         reset: Tensor | None = None,
         labelled: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor] | None, list[State]]:
+        retrieve_detections: bool = True,
+    ) -> tuple[Tensor | None, dict[str, Tensor] | None, list[State]]:
         """A sequence, layer by layer; the detector sees the labelled frames alone.
 
         Args:
@@ -136,14 +137,17 @@ class RVTDetector(nn.Module):
             reset: bool [T, N]; where true, the sample's states are zero before that step (a new recording begins).
             labelled: bool [T, N] of the frames to detect in; None for all.
             targets: [K, M, 5] of the K frames to detect in, in order of time, then of the sample.
+            retrieve_detections: As in `forward`.
 
         Returns:
-            predictions [K, A, 5 + num_classes], losses or None, states.
+            predictions [K, A, 5 + num_classes], losses, states; None for what was not asked for.
 
         Raises:
             ValueError: if a shape is none of those above.
         """
         maps, states = self.backbone.forward_sequence(self._padded(x), previous_states, reset)
+        if not retrieve_detections:
+            return None, None, states
         maps = {stage: value.flatten(0, 1) if labelled is None else value[labelled] for stage, value in maps.items()}
         return *self.yolox_head(self.fpn(maps), targets), states
 

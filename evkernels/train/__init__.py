@@ -1,0 +1,49 @@
+"""`python -m evkernels train CONFIG --out DIR`: trains RVT's detector on preprocessed recordings.
+
+The configuration is examined before anything is written. A run that was stopped goes on from its last checkpoint with
+`--resume`, to the same numbers as if it had not been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from evkernels import arguments
+from evkernels.arguments import InputError
+from evkernels.events.optional import require
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `run` to a parser."""
+    parser.epilog = "the keys of CONFIG and their defaults are those of evkernels.train.settings.Settings"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of what CONFIG says; may be repeated"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains into `args.out`.
+
+    Returns:
+        0; 2 if the configuration or data cannot be used (one line on stderr says why); 130 if the user stopped it: the
+        last checkpoint is complete.
+    """
+    try:
+        for library in ("omegaconf", "pycocotools", "rich"):
+            require(library, "train", "training")
+        device = arguments.device(args.device)
+        from evkernels.train import job
+        from evkernels.train.settings import load
+
+        settings = load(args.config, args.set)
+        trainer = job.prepare(settings, args.out, device, args.resume)
+    except (InputError, ImportError, ValueError, OSError) as error:
+        print("evkernels train: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return job.train(trainer)

@@ -1,0 +1,187 @@
+"""`python -m evkernels train`: losses fall, a resumed run has the bits of a whole one, mistakes are one line."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("h5py", reason="h5py is not installed")
+pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+pytest.importorskip("omegaconf", reason="omegaconf is not installed")
+pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+pytest.importorskip("rich", reason="rich is not installed")
+
+from moving_shapes import save_recordings
+
+from evkernels.__main__ import main
+from evkernels.data import RandomSequences, StreamingSequences, collate
+from evkernels.train.evaluation import AveragePrecision
+from evkernels.train.settings import load
+from evkernels.train.trainer import Trainer, _rate, targets_of
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    for name, count, seed in (("train", 3, 1), ("val", 1, 2)):
+        save_recordings(folder / "raw" / name, count, 6, seed)
+        run = ["preprocess", str(folder / "raw" / name), str(folder / name), "--bins", "2"]
+        assert main(run) == 0
+    return folder
+
+
+@pytest.fixture
+def config(tree, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"""
+train: {tree}/train
+validate: {tree}/val
+num_classes: 2
+model: {{size: tiny, embed_dim: 16, attention: {{dim_head: 16}}, partition_split_32: 1}}
+steps: 6
+batch_size: 2
+length: 3
+checkpoint_every: 2
+validate_every: 100
+learning_rate: 0.001
+workers: 0
+"""
+    )
+    return path
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def train(config, out, *changes, resume=False) -> int:
+    options = [part for change in changes for part in ("--set", change)]
+    return main(["train", str(config), "--out", str(out), *options, *["--resume"] * resume])
+
+
+def test_trains_and_leaves_logs_and_checkpoints(config, tmp_path):
+    assert train(config, tmp_path / "run") == 0
+    losses = rows(tmp_path / "run" / "losses.csv")
+    assert [int(row["step"]) for row in losses] == list(range(1, 7))
+    assert all(np.isfinite(float(row["loss"])) for row in losses)
+    assert max(float(row["learning_rate"]) for row in losses) <= 0.001
+    (validation,) = rows(tmp_path / "run" / "validation.csv")
+    assert 0 <= float(validation["AP50"]) <= 1
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert saved["step"] == 6
+    assert saved["settings"]["num_classes"] == 2
+
+
+@pytest.mark.parametrize("sampling", ["stream", "random"])
+def test_a_resumed_run_has_the_same_bits(config, tmp_path, sampling):
+    change = f"sampling={sampling}"
+    assert train(config, tmp_path / "whole", change) == 0
+    settings = load(config, [change])
+    trainer = Trainer(settings, torch.device("cpu"))
+    (tmp_path / "parts").mkdir()
+    for _, batch in zip(range(3), trainer.batches(), strict=False):
+        trainer.train_step(batch)
+    trainer.save(tmp_path / "parts" / "last.ckpt")
+    assert train(config, tmp_path / "parts", change, resume=True) == 0
+    whole, parts = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][key]), key
+    assert rows(tmp_path / "whole" / "losses.csv")[3:] == rows(tmp_path / "parts" / "losses.csv")
+
+
+def test_the_rate_rises_and_falls():
+    rates = [_rate(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == 0
+    assert [_rate(step, 1, 0.5) for step in (0, 1)] == [1, 0]
+
+
+def test_repeating_a_batch_lowers_the_loss(config):
+    trainer = Trainer(load(config, ["steps=20", "sampling=random", "learning_rate=0.005"]), torch.device("cpu"))
+    batch = next(trainer.batches())
+    losses = [trainer.train_step(batch)["loss"] for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision(config, precision):
+    trainer = Trainer(load(config, [f"precision={precision}"]), torch.device("cpu"))
+    assert np.isfinite(trainer.train_step(next(trainer.batches()))["loss"])
+    assert 0 <= trainer.validate()["AP"] <= 1
+
+
+def test_batches_without_labels_carry_the_state_alone(config):
+    trainer = Trainer(load(config, []), torch.device("cpu"))
+    batch = next(trainer.batches())
+    none = torch.zeros_like(batch.labelled)
+    unlabelled = replace(batch, labelled=none, boxes=batch.boxes[:0], box_frames=batch.box_frames[:0])
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    assert np.isnan(trainer.train_step(unlabelled)["loss"])
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.states is not None
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+
+
+def test_targets_are_the_boxes_of_labelled_frames(tree):
+    data = RandomSequences(tree / "train", length=3)
+    batch = collate([data[0], data[5]])
+    targets = targets_of(batch)
+    frames = batch.labelled.nonzero().tolist()
+    assert len(targets) == len(frames)
+    for target, frame in zip(targets, frames, strict=True):
+        boxes = batch.boxes_of(*frame)
+        expected = torch.cat([boxes[:, 4:5], boxes[:, :2] + boxes[:, 2:4] / 2, boxes[:, 2:4]], dim=1)
+        torch.testing.assert_close(target[: len(boxes)], expected)
+        assert not target[len(boxes) :].any()
+
+
+def test_average_precision_of_perfect_and_of_wrong_boxes(tree):
+    batch = StreamingSequences(tree / "val", 3, 1)[0]
+    boxes = batch.boxes_of(0, 0)
+    assert len(boxes)
+    perfect = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4], torch.ones(len(boxes), 2), boxes[:, 4:5]], dim=1)
+    for detections, expected in ((perfect, 1), (perfect + torch.tensor([99, 99, 99, 99, 0, 0, 0]), 0)):
+        precision = AveragePrecision(2)
+        precision.add(detections, boxes)
+        assert precision.result() == {name: pytest.approx(expected) for name in ("AP", "AP50", "AP75")}
+    assert all(np.isnan(value) for value in AveragePrecision(2).result().values())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["stepz=3"], "stepz"),
+        (["sampling=mixed"], "sampling must be one of stream, random, got 'mixed'"),
+        (["steps=0"], "steps must be at least 1, got 0"),
+        (["steps=many"], "steps"),
+        (["train=nowhere"], "nowhere: expected preprocessed recordings"),
+        (["model={size: huge}"], "size must be one of base, small, tiny, got 'huge'"),
+        (["model={head: 3}"], "model: MaxViTRNN.__init__() got an unexpected keyword argument 'head'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line(config, tmp_path, capsys, more, message):
+    assert train(config, tmp_path / "run", *more) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_not_written_over(config, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"not a checkpoint")
+    assert train(config, tmp_path / "run") == 2
+    assert "--resume goes on from it" in capsys.readouterr().err
+    assert train(config, tmp_path / "run", resume=True) == 2
+    assert "expected a checkpoint" in capsys.readouterr().err
+    trainer = Trainer(load(config, ["steps=7"]), torch.device("cpu"))
+    trainer.save(tmp_path / "run" / "last.ckpt")
+    assert train(config, tmp_path / "run", resume=True) == 2
+    assert "got another steps" in capsys.readouterr().err
