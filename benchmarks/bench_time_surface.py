@@ -1,14 +1,15 @@
-"""time_surface against the ways to keep the last time in PyTorch and NumPy: VGA and 720p, 1e5 to 1e7 events.
+"""time_surface against the ways to keep the last time in PyTorch and NumPy, and against dv-processing and evio.
 
 int64 is the surface of last times, float32 what an exponential decay leaves of them. Floor: the events are read once
-(13 bytes each) and the surface is written once. The events are spread evenly over the sensor, which is the worst case
-for caches, and sorted by time, which PyTorch's assignment through indices and NumPy's need to be right; the maxima and
-ours do not.
+(13 bytes each) and the surface is written once. The events are sorted by time, which PyTorch's assignment through
+indices and NumPy's need to be right; the maxima and ours do not. dv-processing's surface is never cleared and takes
+both polarities together, which is less work.
 """
 
 import numpy as np
 import torch
 
+from benchmarks.event_streams import Stream, by_window, columns, streams, windows
 from benchmarks.registry import Benchmark, Competitor
 from evkernels import ops
 
@@ -23,6 +24,7 @@ def cells(x, y, p, height, width):
 def surface_by(keep):
     """`keep` brings times into the cells of an empty surface."""
 
+    @by_window
     def surface(x, y, t, p, height, width, tau):
         index, size = cells(x, y, p, height, width), 2 * height * width
         if tau is None:
@@ -57,35 +59,74 @@ def numpy_assignment(surface, index, values):
     return torch.from_numpy(result).to(surface.device)
 
 
-def fused(x, y, t, p, height, width, tau):
-    return ops.time_surface(x, y, t, p, height=height, width=width, tau=tau)
+def last_times_only(offsets, tau):
+    if offsets is not None or tau is not None:
+        raise NotImplementedError("one surface of last times")
 
 
-def inputs(shape, dtype):
-    events, height, width = shape
-    generator = np.random.default_rng(0)
-    columns = (
-        generator.integers(0, width, events).astype(np.uint16),
-        generator.integers(0, height, events).astype(np.uint16),
-        np.sort(generator.integers(0, 50_000, events)) + 1_600_000_000_000_000,
-        generator.integers(0, 2, events).astype(np.uint8),
-    )
-    return *(torch.from_numpy(column) for column in columns), height, width, TAU if dtype.is_floating_point else None
+def load_dv():
+    import dv_processing  # noqa: F401
+
+    return lambda surface, store: surface.accept(store) or torch.empty(0)
 
 
+def dv_arguments(arguments):
+    import dv_processing
+
+    x, y, t, p, offsets, height, width, tau = arguments
+    last_times_only(offsets, tau)
+    if len(t) > 2e6:
+        raise NotImplementedError("its store is filled event by event from Python")
+    store = dv_processing.EventStore()
+    for event in zip(*(column.tolist() for column in (t, x, y, p.bool())), strict=True):
+        store.push_back(*event)
+    return dv_processing.TimeSurface((width, height)), store
+
+
+def load_evio():
+    import evio
+
+    def surface(events, size, tau):
+        return torch.from_numpy(evio.time_surface(events, tau, size))
+
+    return lambda given: torch.stack([surface(*window) for window in given]) if len(given) > 1 else surface(*given[0])
+
+
+def evio_arguments(arguments):
+    import evio
+
+    x, y, t, p, offsets, height, width, tau = arguments
+    if tau is None:
+        raise NotImplementedError("it always decays")
+    x, y, t, p = (column.cpu().numpy() for column in (x, y, t, p))
+    parts = windows(offsets, len(t))
+    return ([(evio.from_arrays(x[part], y[part], t[part], p[part]), (width, height), tau) for part in parts],)
+
+
+def fused(x, y, t, p, offsets, height, width, tau):
+    return ops.time_surface(x, y, t, p, height=height, width=width, tau=tau, offsets=offsets)
+
+
+def inputs(stream, dtype):
+    return *columns(stream), stream.height, stream.width, TAU if dtype.is_floating_point else None
+
+
+SHAPES = streams()
 BENCHMARKS = (
     Benchmark(
         op="time_surface",
         function=fused,
         eager=surface_by(amax),
         inputs=inputs,
-        shapes=((10**5, 480, 640), (10**6, 480, 640), (10**7, 480, 640), (10**6, 720, 1280)),
-        gate_shapes=((10**6, 480, 640),),
-        tiny_shape=(500, 6, 8),
-        floor_bytes=lambda shape, itemsize, mode: 13 * shape[0] + 2 * itemsize * shape[1] * shape[2],
-        items=lambda shape: shape[0],
+        shapes=SHAPES,
+        gate_shapes=SHAPES[1:2],
+        tiny_shape=Stream(500, 6, 8),
+        floor_bytes=lambda shape, itemsize, mode: (
+            13 * shape.events + 2 * shape.windows * itemsize * shape.height * shape.width
+        ),
+        items=lambda shape: shape.events,
         item="event",
-        label=lambda shape: f"{shape[0]:.0e} events {shape[2]}x{shape[1]}",
+        label=lambda shape: shape.label,
         dtypes=(torch.int64, torch.float32),
         gate_dtypes=(torch.int64, torch.float32),
         modes=("inference",),
@@ -94,6 +135,8 @@ BENCHMARKS = (
             Competitor("assignment", lambda: surface_by(assignment)),
             Competitor("np.maximum.at", lambda: surface_by(numpy_maximum_at)),
             Competitor("np assignment", lambda: surface_by(numpy_assignment)),
+            Competitor("evio", load_evio, prepare=evio_arguments),
+            Competitor("dv-processing", load_dv, prepare=dv_arguments, differs="in place, never cleared"),
         ),
     ),
 )

@@ -1,13 +1,14 @@
-"""voxel_grid, E2VID's convention, against the published formulas and eventcv: 5 bins, VGA and 720p, 1e5 to 1e7 events.
+"""voxel_grid, E2VID's convention, against the published formulas, eventcv, tonic, evio and event-voxel-builder: 5 bins.
 
-Floor: x, y, t and p are read once (13 bytes per event) and the grid is written once. The events are spread evenly over
-the sensor, which is the worst case for caches. eventcv's grid looks back a fixed time from the last event, so the
-events last less than that; its stream is built before the clock starts.
+Floor: x, y, t and p are read once (13 bytes per event) and the grid is written once. eventcv's grid looks back a fixed
+time from the last event, so the evenly spread events last less than that; what others read is built before the clock
+starts. tonic and event-voxel-builder have other conventions.
 """
 
 import numpy as np
 import torch
 
+from benchmarks.event_streams import Stream, by_window, columns, streams, structured, windows
 from benchmarks.registry import Benchmark, Competitor
 from evkernels import ops
 
@@ -25,6 +26,7 @@ def shares(x, y, t, p, height, width, one):
     return cell, value * (1 - past), value * past
 
 
+@by_window
 def index_add(x, y, t, p, height, width, one):
     """The best of plain PyTorch: parts beyond the last bin go to a plane that is cut off, so that nothing is masked."""
     cell, left, right = shares(x, y, t, p, height, width, one)
@@ -48,13 +50,19 @@ def published(events, height, width):
     return grid.view(BINS, height, width)
 
 
+def published_each(given, height, width):
+    grids = [published(events, height, width) for events in given]
+    return grids[0] if len(grids) == 1 else torch.stack(grids)
+
+
 def rows(arguments):
-    x, y, t, p, height, width, _ = arguments
+    x, y, t, p, offsets, height, width, _ = arguments
     # PyTorch has little more than conversions for unsigned integers.
-    columns = (t - t[0], x.int(), y.int(), p)
-    return torch.stack([column.double() for column in columns], dim=1), height, width
+    given = torch.stack([column.double() for column in (t - t[0], x.int(), y.int(), p)], dim=1)
+    return [given[part] for part in windows(offsets, len(given))], height, width
 
 
+@by_window
 def bincount(x, y, t, p, height, width, one):
     cell, left, right = shares(x, y, t, p, height, width, one)
     size = (BINS + 1) * height * width
@@ -62,6 +70,7 @@ def bincount(x, y, t, p, height, width, one):
     return grid.float().view(BINS + 1, height, width)[:BINS]
 
 
+@by_window
 def numpy_add_at(x, y, t, p, height, width, one):
     """E2VID's formula for NumPy."""
     x, y, t, p = (column.cpu().numpy() for column in (x, y, t, p))
@@ -76,60 +85,113 @@ def numpy_add_at(x, y, t, p, height, width, one):
     return torch.from_numpy(grid.reshape(BINS + 1, height, width)[:BINS])
 
 
+def each(function):
+    """Calls a peer for each of the windows that were prepared for it."""
+
+    def all_windows(given):
+        grids = [torch.from_numpy(function(*window)) for window in given]
+        return grids[0] if len(grids) == 1 else torch.stack(grids)
+
+    return all_windows
+
+
 def load_eventcv():
     import eventcv  # noqa: F401
 
-    return lambda stream: torch.from_numpy(stream.voxel(bins=BINS, window_us=DURATION_US).numpy())
+    return each(lambda stream: stream.voxel(bins=BINS, window_us=DURATION_US).numpy())
 
 
-def eventcv_stream(arguments):
+def eventcv_streams(arguments):
     import eventcv
 
-    x, y, t, p, height, width, _ = arguments
+    x, y, t, p, offsets, height, width, _ = arguments
     events = np.stack([column.cpu().numpy().astype(np.int64) for column in (x, y, t - t[0], p)], axis=1)
-    return (eventcv.from_numpy(events, sensor_size=(width, height), time_unit="us"),)
+    parts = [events[part] for part in windows(offsets, len(events))]
+    return ([(eventcv.from_numpy(part, sensor_size=(width, height), time_unit="us"),) for part in parts],)
 
 
-def fused(x, y, t, p, height, width, one):
-    return ops.voxel_grid(x, y, t, p, bins=BINS, height=height, width=width)
+def load_tonic():
+    from tonic.functional import to_voxel_grid_numpy
+
+    return each(lambda events, size: to_voxel_grid_numpy(events, size, BINS)[:, 0])
 
 
-def inputs(shape, dtype):
-    events, height, width = shape
-    generator = np.random.default_rng(0)
-    t = np.sort(generator.integers(0, DURATION_US, events)) + 1_600_000_000_000_000
-    t[-1] = t[0] + DURATION_US
-    columns = (
-        generator.integers(0, width, events).astype(np.uint16),
-        generator.integers(0, height, events).astype(np.uint16),
-        t,
-        generator.integers(0, 2, events).astype(np.uint8),
-    )
+def tonic_arguments(arguments):
+    x, y, t, p, offsets, height, width, _ = arguments
+    table = structured((x, y, t, p))
+    return ([(table[part], (width, height, 2)) for part in windows(offsets, len(table))],)
+
+
+def load_evio():
+    import evio
+
+    return each(lambda events, size: evio.voxel_grid(events, BINS, size))
+
+
+def evio_arguments(arguments):
+    import evio
+
+    x, y, t, p, offsets, height, width, _ = arguments
+    x, y, t, p = (column.cpu().numpy() for column in (x, y, t, p))
+    parts = windows(offsets, len(t))
+    return ([(evio.from_arrays(x[part], y[part], t[part], p[part]), (width, height)) for part in parts],)
+
+
+def load_builder():
+    import event_voxel_builder  # noqa: F401
+
+    return each(lambda builder, *events: builder.build(*events))
+
+
+def builder_arguments(arguments):
+    from event_voxel_builder import EventVoxelBuilder
+
+    x, y, t, p, offsets, height, width, _ = arguments
+    given = []
+    for part in windows(offsets, len(t)):
+        since = (t[part] - t[part][0]).cpu().numpy().astype(np.uint64)
+        row, column, polarity = (values[part].cpu().numpy() for values in (y, x, p))
+        builder = EventVoxelBuilder(BINS, height, width, int(since[-1]) // BINS + 1, num_threads=1)
+        given.append((builder, since, row, column, 2 * polarity.astype(np.int8) - 1))
+    return (given,)
+
+
+def fused(x, y, t, p, offsets, height, width, one):
+    return ops.voxel_grid(x, y, t, p, bins=BINS, height=height, width=width, offsets=offsets)
+
+
+def inputs(stream, dtype):
     # The last one is what a float64 result is asked for by.
-    return *(torch.from_numpy(column) for column in columns), height, width, torch.ones((), dtype=dtype)
+    return *columns(stream, DURATION_US), stream.height, stream.width, torch.ones((), dtype=dtype)
 
 
+SHAPES = streams()
 BENCHMARKS = (
     Benchmark(
         op="voxel_grid",
         function=fused,
         eager=index_add,
         inputs=inputs,
-        shapes=((10**5, 480, 640), (10**6, 480, 640), (10**7, 480, 640), (10**6, 720, 1280)),
-        gate_shapes=((10**5, 480, 640), (10**6, 480, 640)),
-        tiny_shape=(500, 6, 8),
-        floor_bytes=lambda shape, itemsize, mode: 13 * shape[0] + 4 * BINS * shape[1] * shape[2],
-        items=lambda shape: shape[0],
+        shapes=SHAPES,
+        gate_shapes=SHAPES[:2],
+        tiny_shape=Stream(500, 6, 8),
+        floor_bytes=lambda shape, itemsize, mode: (
+            13 * shape.events + 4 * BINS * shape.windows * shape.height * shape.width
+        ),
+        items=lambda shape: shape.events,
         item="event",
-        label=lambda shape: f"{shape[0]:.0e} events {shape[2]}x{shape[1]}",
+        label=lambda shape: shape.label,
         dtypes=(torch.float32,),
         modes=("inference",),
         layouts=("contiguous",),
         competitors=(
-            Competitor("E2VID", lambda: published, prepare=rows),
+            Competitor("E2VID", lambda: published_each, prepare=rows),
             Competitor("bincount", lambda: bincount),
             Competitor("np.add.at", lambda: numpy_add_at),
-            Competitor("eventcv", load_eventcv, prepare=eventcv_stream),
+            Competitor("eventcv", load_eventcv, prepare=eventcv_streams),
+            Competitor("evio", load_evio, prepare=evio_arguments),
+            Competitor("tonic", load_tonic, prepare=tonic_arguments, differs="another convention"),
+            Competitor("event-voxel-builder", load_builder, prepare=builder_arguments, differs="another convention"),
         ),
     ),
 )
