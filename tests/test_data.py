@@ -272,3 +272,30 @@ def test_damaged_trees_are_told(tree, tmp_path):
 def test_bad_arguments(tree, make, message):
     with pytest.raises(ValueError, match=message):
         make(tree)
+
+
+def test_from_real_recordings_to_a_training_step(recordings, tmp_path):
+    """What a user does first: preprocess, load, train."""
+    run = ["preprocess", str(recordings / "npz"), str(tmp_path), "--pattern", "dsec_0000[67]9.npz", "--window", "10ms"]
+    assert main([*run, "--bins", "2", "--downsample", "8"]) == 0
+    data = StreamingSequences(tmp_path, length=3, batch_size=2, downsample=8)
+    assert [len(recording) for recording in data.recordings] == [5, 5]
+    torch.manual_seed(0)
+    layer = ConvLSTM(4, 4, kernel_size=3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    losses = []
+    for _ in range(5):
+        state = None
+        for batch in DataLoader(data, batch_size=None):
+            assert batch.frames.shape == (3, 2, 4, 60, 80)
+            x = batch.frames.float()
+            output, state = layer(x, state, reset=batch.reset)
+            state = tuple(part.detach() for part in state)
+            # Predict the following frame.
+            wanted = ~batch.padding[1:]
+            loss = torch.nn.functional.mse_loss(output[:-1][wanted], x[1:][wanted])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,10 @@ from .container import Events, _positive
 NEVER = np.iinfo(np.int64).min
 _COLUMNS = ("x", "y", "t", "p")
 _MOST_PIXELS = 2**31 - 1
+# In native byte order; times of 64 bits without a sign must be looked at.
+_INTEGERS = frozenset(np.dtype(kind + size) for kind in "iu" for size in "1248")
+_TIMES = _INTEGERS - {np.dtype(np.uint64)}
+_POLARITIES = _INTEGERS | {np.dtype(np.bool_)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +143,9 @@ class EventAccumulator:
             ValueError: if shapes differ, a field is missing or, unless they are dropped, events are out of range.
                 Nothing of a packet that raises is added.
         """
-        columns = [_checked(name, column) for name, column in zip(_COLUMNS, _columns(x, y, t, p), strict=True)]
-        for name, column in zip(_COLUMNS, columns, strict=True):
-            if column.shape != columns[0].shape:
-                raise ValueError(f"{name} must be [E] like x, {list(columns[0].shape)}, got {list(column.shape)}")
+        columns = (x, y, t, p) if y is not None else _columns(x, y, t, p)
+        if not _are_good(*columns):
+            columns = _checked(*columns)
         added = self._images.push(*columns)
         if added < 0:
             raise ValueError(self._out_of_range(*columns))
@@ -191,14 +195,43 @@ def _columns(x: Any, y: Any, t: Any, p: Any) -> tuple[Any, Any, Any, Any]:
         raise TypeError(f"{type(x).__name__} holds all columns, but got {', '.join(given)} beside it")
     if not fields:
         return x.x, x.y, x.t, x.p
+    names = _names(fields)
+    return x[names[0]], x[names[1]], x[names[2]], x[names[3]]
+
+
+@lru_cache
+def _names(fields: tuple[str, ...]) -> list[str]:
+    """Those of x, y, t and p among the fields of a structured array."""
     found = [next((field for field in _FIELDS[name] if field in fields), None) for name in _COLUMNS]
     if None in found:
         absent = _FIELDS[_COLUMNS[found.index(None)]]
         raise ValueError(f"events must have a field {' or '.join(absent)}, got {', '.join(fields)}")
-    return tuple(x[name] for name in found)
+    return found
 
 
-def _checked(name: str, column: Any) -> np.ndarray:
+def _are_good(x: Any, y: Any, t: Any, p: Any) -> bool:
+    """Whether there is nothing to check: a microsecond instead of ten, for cameras with packets of few events."""
+    return (
+        type(x) is type(y) is type(t) is type(p) is np.ndarray
+        and x.ndim == 1
+        and x.shape == y.shape == t.shape == p.shape
+        and x.dtype in _INTEGERS
+        and y.dtype in _INTEGERS
+        and t.dtype in _TIMES
+        and p.dtype in _POLARITIES
+    )
+
+
+def _checked(*columns: Any) -> list[np.ndarray]:
+    """The columns as arrays that the compiled class takes."""
+    arrays = [_array(name, column) for name, column in zip(_COLUMNS, _columns(*columns), strict=True)]
+    for name, array in zip(_COLUMNS, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise ValueError(f"{name} must be [E] like x, {list(arrays[0].shape)}, got {list(array.shape)}")
+    return arrays
+
+
+def _array(name: str, column: Any) -> np.ndarray:
     column = np.asarray(column)
     if column.dtype.kind not in ("iub" if name == "p" else "iu"):
         raise TypeError(f"{name} must hold integers, got {column.dtype}")
