@@ -4,6 +4,9 @@ import builtins
 import contextlib
 import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -240,7 +243,7 @@ class TestVideo:
         ]  # fmt: skip
 
     def test_stopped_by_the_user(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
-        real = job.stream_images
+        real = job.stream_states
 
         def stopping(*arguments):
             images = real(*arguments)
@@ -248,12 +251,69 @@ class TestVideo:
             yield next(images)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(job, "stream_images", stopping)
+        monkeypatch.setattr(job, "stream_states", stopping)
         weights = checkpoints / "firenet.pth"
         assert run(recording, "--weights", weights, "--out", tmp_path, "--window", "10ms") == 130
         assert "stopped: 2 frames" in capsys.readouterr().out
         assert sorted(path.name for path in tmp_path.glob("frame*")) == ["frame_00000.png", "frame_00001.png"]
         assert len((tmp_path / "timestamps.txt").read_text().splitlines()) == 2
+
+    @pytest.mark.parametrize("name", ["firenet", "e2vid", "cista-tc"])
+    def test_killed_then_resumed_gives_the_same_video(self, name, recording, checkpoints, tmp_path, capsys):
+        """After four of six frames, the state being that after each: the two that are left are made."""
+        script = (
+            "import os, signal, sys\n"
+            "from evkernels.__main__ import main\n"
+            "from evkernels.reconstruct import job\n"
+            "job._PROGRESS_SECONDS = 0\n"
+            "real = job.Video.add\n"
+            "def add(self, *frame):\n"
+            "    real(self, *frame)\n"
+            "    if len(self._times) == 4:\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+            "job.Video.add = add\n"
+            "main(sys.argv[1:])\n"
+        )
+        weights = checkpoints / f"{name}.pth"
+        arguments = [str(a) for a in (recording, "--weights", weights, "--window", "10ms", "--out")]
+        killed = [sys.executable, "-c", script, "reconstruct", *arguments, str(tmp_path / "a")]
+        assert subprocess.run(killed, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+        assert (tmp_path / "a" / "frame_00003.png").exists()
+        assert run(*arguments, tmp_path / "a") == 2
+        assert "--resume goes on" in one_line(capsys)
+        assert run(*arguments[:-2], "20ms", "--out", tmp_path / "a", "--resume") == 2
+        assert "window 10000 instead of 20000" in one_line(capsys)
+        assert run(*arguments, tmp_path / "a", "--resume") == 0
+        assert "going on after 3 frames" in capsys.readouterr().out
+        assert run(*arguments, tmp_path / "b") == 0
+        assert sorted(os.listdir(tmp_path / "a")) == sorted(os.listdir(tmp_path / "b"))
+        for path in (tmp_path / "b").iterdir():
+            assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes(), path.name
+
+    def test_resume_without_anything_to_go_on_from(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
+        arguments = (recording, "--weights", checkpoints / "firenet.pth", "--out", tmp_path, "--window", "20ms")
+        assert run(*arguments, "--resume", "--format", "gif") == 2
+        assert "--resume is for numbered frames" in one_line(capsys)
+        assert run(*arguments, "--resume") == 0
+        # Killed after the last frame: nothing is left to make.
+        job.Progress({}).save(tmp_path)
+        progress = torch.load(tmp_path / ".progress.pt", weights_only=True)
+        frames = len(list(tmp_path.glob("frame*")))
+        facts = {"weights": "x", "recording": "x", "window": 20_000, "events_per_frame": None}
+        monkeypatch.setattr(reconstruct, "_record", lambda *_: facts)
+        torch.save(progress | {"record": facts, "frames": frames}, tmp_path / ".progress.pt")
+        assert run(*arguments, "--resume") == 0
+        assert f"going on after {frames} frames" in capsys.readouterr().out
+        assert len(list(tmp_path.glob("frame*"))) == frames
+        torch.save(progress | {"record": facts, "frames": frames + 1}, tmp_path / ".progress.pt")
+        assert run(*arguments, "--resume") == 2
+        assert f"expected {frames + 1} frames" in one_line(capsys)
+        (tmp_path / ".progress.pt").write_bytes(b"noise")
+        capsys.readouterr()
+        assert run(*arguments, "--resume") == 2
+        assert "expected an earlier run's state" in one_line(capsys)
+        assert run(*arguments, "--overwrite") == 0
+        assert not (tmp_path / ".progress.pt").exists()
 
     def test_failing_write_leaves_no_part_of_a_picture(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
         real = job.save_png

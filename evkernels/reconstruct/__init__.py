@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("png", "gif"), default="png", help="numbered frames, or one animation")
     parser.add_argument("--sensor", type=arguments.sensor, metavar="WxH", help="where the recording does not say")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="delete the video of an earlier run in DIR first")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="delete the video of an earlier run in DIR first")
+    earlier.add_argument("--resume", action="store_true", help="go on with what a stopped or killed run left in DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,17 +57,33 @@ def run(args: argparse.Namespace) -> int:
         device = arguments.device(args.device)
         events, notes = _events(args)
         # Only here, because it imports torch.
-        from evkernels.reconstruct import job, weights
+        from evkernels.reconstruct import job, progress, weights
 
+        if args.resume and args.format == "gif":
+            raise InputError("--resume is for numbered frames: an animation is written at the end")
         name, model = weights.load_network(args.weights, None if args.model == "auto" else args.model)
-        video = job.Video(args.out, args.format, args.overwrite)
+        record = _record(args, events)
+        begun = progress.load(args.out, record) if args.resume else progress.Progress(record)
+        video = job.Video(args.out, args.format, args.overwrite, begun if args.resume else None)
     except (InputError, RecordingError, ImportError) as error:
         return _failed(error)
     facts = [f"recording: {args.recording}, {len(events):,} events on {events.width}x{events.height} pixels", *notes]
     try:
-        return job.reconstruct(model.to(device), name, events, facts, args.window, args.events_per_frame, device, video)
+        return job.reconstruct(
+            model.to(device), name, events, facts, args.window, args.events_per_frame, device, video, begun
+        )
     except OSError as error:
         return _failed(f"--out {args.out}: cannot be written to: {error.strerror or error}")
+
+
+def _record(args: argparse.Namespace, events: Events) -> dict[str, object]:
+    """What decides what the frames show."""
+    return {
+        "weights": f"{args.weights.name} of {args.weights.stat().st_size} bytes",
+        "recording": f"{args.recording.name} of {len(events)} events on {events.width}x{events.height} pixels",
+        "window": args.window if args.events_per_frame is None else None,
+        "events_per_frame": args.events_per_frame,
+    }
 
 
 def _failed(reason: object) -> int:

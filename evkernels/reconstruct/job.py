@@ -1,7 +1,8 @@
 """The loop over windows, the files it writes, and what is said about them.
 
 Every picture appears whole or not at all: it is written under another name and renamed. Frames are written as they
-come, so a run that is stopped leaves a video of what it saw; an animation is one file, kept in memory until the end.
+come, so a run that is stopped leaves a video of what it saw, and every few seconds the network's state, from which the
+next run goes on; an animation is one file, kept in memory until the end.
 """
 
 from __future__ import annotations
@@ -10,20 +11,25 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from evkernels import backends
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.events import Events, event_frame, save_png
 from evkernels.nn import ConvGRUCell
-from evkernels.reconstruct.stream import IntensityRescaling, stream_images
+from evkernels.reconstruct import progress
+from evkernels.reconstruct.progress import Progress
+from evkernels.reconstruct.stream import IntensityRescaling, stream_states
 
 _PREVIEW_SECONDS = 0.5
+_PROGRESS_SECONDS = 5.0
 # Viewers play shorter ones slowly.
 _SHORTEST_GIF_MS = 20
 _FRAMES, _TIMES, _ANIMATION, _PREVIEW = "frame_*.png", "timestamps.txt", "video.gif", "preview.png"
@@ -36,35 +42,49 @@ class Video:
         folder: Made if it does not exist.
         kind: "png" or "gif".
         overwrite: Delete the files of an earlier run instead of refusing.
+        begun: Go on after the frames of an earlier run instead.
 
     Raises:
         InputError: if the folder cannot be written to, or holds an earlier run's video.
     """
 
-    def __init__(self, folder: Path, kind: str, overwrite: bool):
+    def __init__(self, folder: Path, kind: str, overwrite: bool, begun: Progress | None = None):
         self.folder, self.kind = folder, kind
-        self._images, self._times, self._shown = [], [], 0.0
+        self._images, self._times, self._shown, self._last = [], [], 0.0, None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             earlier = [path for name in (_FRAMES, _TIMES, _ANIMATION, _PREVIEW) for path in sorted(folder.glob(name))]
-            if earlier and not overwrite:
-                raise InputError(f"--out {folder}: holds {earlier[0].name} of an earlier run; --overwrite deletes it")
+            if earlier and not overwrite and begun is None:
+                held = f"holds {earlier[0].name} of an earlier run"
+                raise InputError(f"--out {folder}: {held}; --overwrite deletes it, --resume goes on")
+            if begun is not None:
+                self._times = self._kept(begun.frames)
+                earlier = sorted(folder.glob(_FRAMES))[begun.frames :]
+            else:
+                progress.forget(folder)
             for path in earlier:
                 path.unlink()
-            (folder / _TIMES).write_text("")
+            (folder / _TIMES).write_text("".join(map(_line, self._times)))
         except OSError as error:
             raise InputError(f"--out {folder}: cannot be written to: {error.strerror}") from error
+
+    def _kept(self, frames: int) -> list[int]:
+        """Times of the frames that stay, in microseconds."""
+        times = self.folder / _TIMES
+        lines = times.read_text().splitlines()[:frames] if times.is_file() else []
+        if len(lines) != frames or not all((self.folder / _name(index)).is_file() for index in range(frames)):
+            raise InputError(f"--out {self.folder}: expected {frames} frames of an earlier run, got fewer")
+        return [round(float(line) * 1e6) for line in lines]
 
     def add(self, grey: np.ndarray, window: Events, microseconds: int) -> None:
         """The next frame, uint8 [H, W], the events it came from and the time of its end."""
         if self.kind == "gif":
             self._images.append(Image.fromarray(grey))
         else:
-            name = f"frame_{len(self._times):05d}.png"
-            _replace(self.folder / name, lambda path: save_png(path, grey))
+            _replace(self.folder / _name(len(self._times)), lambda path: save_png(path, grey))
         self._times.append(microseconds)
         with open(self.folder / _TIMES, "a", encoding="ascii") as file:
-            file.write(f"{microseconds / 1e6:.6f}\n")
+            file.write(_line(microseconds))
         if time.monotonic() - self._shown >= _PREVIEW_SECONDS:
             self._preview(grey, window)
             self._shown = time.monotonic()
@@ -74,7 +94,8 @@ class Video:
         """Writes what is written at the end; the names of all files."""
         if not self._times:
             return [_TIMES]
-        self._preview(*self._last)
+        if self._last is not None:
+            self._preview(*self._last)
         if self.kind == "png":
             last = len(self._times) - 1
             return ["frame_00000.png" + (f" to frame_{last:05d}.png" if last else ""), _TIMES, _PREVIEW]
@@ -101,6 +122,7 @@ def reconstruct(
     events_per_frame: int | None,
     device: torch.device,
     video: Video,
+    begun: Progress,
 ) -> int:
     """Runs the job; 0, or 130 if the user stopped it."""
     if events_per_frame is None:
@@ -112,23 +134,33 @@ def reconstruct(
     facts = [*facts, f"{name} with {parameters:,} parameters on {device}, {_gates(model, device)}"]
     for fact in (*facts, f"{len(windows):,} frames of {length}, the latest in {video.folder / 'preview.png'}"):
         terminal.line(fact)
-    rescale, done, seconds, stopped = IntensityRescaling(), 0, 0.0, False
-    with terminal.step("reconstruction", len(windows)) as advance:
-        images = stream_images(model, windows, device)
+    if begun.frames:
+        terminal.line(f"going on after {begun.frames:,} frames of an earlier run")
+    rescale, seconds, stopped = IntensityRescaling(bounds=begun.bounds), 0.0, False
+    done, saved, state = begun.frames, time.monotonic(), to_device(begun.state, device)
+    with terminal.step("reconstruction", len(windows) - done) as advance:
+        images = stream_states(model, windows[done:], device, state)
         try:
-            for window in windows:
+            for window in windows[done:]:
                 begin = time.perf_counter()
+                image, state = next(images)
                 # Bringing the image to the CPU waits for the device.
-                image = next(images).cpu()
+                image = image.cpu()
                 seconds += time.perf_counter() - begin
-                done += 1
-                end = int(events.t[0]) + done * window_us if events_per_frame is None else int(window.t[-1])
+                end = int(events.t[0]) + (done + 1) * window_us if events_per_frame is None else int(window.t[-1])
                 video.add(rescale(image), window, end)
+                done += 1
+                if video.kind == "png" and time.monotonic() - saved >= _PROGRESS_SECONDS:
+                    Progress(begun.record, done, to_device(state, "cpu"), rescale.bounds).save(video.folder)
+                    saved = time.monotonic()
                 advance()
         except KeyboardInterrupt:
             stopped = True
     names = video.close()
-    seen = sum(len(window) for window in windows[:done])
+    if not stopped:
+        progress.forget(video.folder)
+    done -= begun.frames
+    seen = sum(len(window) for window in windows[begun.frames : begun.frames + done])
     seconds = max(seconds, 1e-9)
     terminal.line(
         f"{'stopped: ' if stopped else ''}{done:,} frames from {seen:,} events: {seen / seconds:,.0f} events/s, "
@@ -136,6 +168,19 @@ def reconstruct(
     )
     terminal.line(f"written to {video.folder}/: {', '.join(names)}")
     return 130 if stopped else 0
+
+
+def to_device(state: Any, device: str | torch.device) -> Any:
+    """A network's state, of whatever tuples, lists and dictionaries it is, on a device."""
+    return tree_map_only(torch.Tensor, lambda value: value.to(device), state)
+
+
+def _name(index: int) -> str:
+    return f"frame_{index:05d}.png"
+
+
+def _line(microseconds: int) -> str:
+    return f"{microseconds / 1e6:.6f}\n"
 
 
 def _gates(model: nn.Module, device: torch.device) -> str:

@@ -6,6 +6,7 @@ of one window.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,13 @@ def stream_images(model: nn.Module, windows: Iterable[Events], device: str | tor
         multiples of a size they are padded by reflection, on the upper and left side with the larger half, and the
         image is cropped.
     """
-    state = None
+    return (image for image, _ in stream_states(model, windows, device))
+
+
+def stream_states(
+    model: nn.Module, windows: Iterable[Events], device: str | torch.device = "cpu", state: Any = None
+) -> Iterator[tuple[Tensor, Any]]:
+    """As `stream_images`, with the network's state after each image; `state` is that before the first, None zeros."""
     for window in windows:
         grid = voxel_grid(
             *window.tensors(device), bins=model.num_bins, height=window.height, width=window.width, normalize="e2vid"
@@ -42,7 +49,7 @@ def stream_images(model: nn.Module, windows: Iterable[Events], device: str | tor
         padded, rows, columns = reflected(grid[None], model.size_multiple)
         with torch.inference_mode():
             image, state = model(padded, state)
-        yield image[0, 0, rows, columns]
+        yield image[0, 0, rows, columns], state
 
 
 def reflected(grid: Tensor, multiple: int) -> tuple[Tensor, slice, slice]:
@@ -67,12 +74,18 @@ class IntensityRescaling:
 
     Args:
         images: How many images the bounds are the medians of, this one included.
+        bounds: Of the images before the first.
 
     Source: the automatic high dynamic range of E2VID's reconstruction, with percentiles for its extremes.
     """
 
-    def __init__(self, images: int = 10):
-        self._bounds = deque(maxlen=images)
+    def __init__(self, images: int = 10, bounds: Iterable[tuple[float, float]] = ()):
+        self._bounds = deque(bounds, maxlen=images)
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """Of the recent images, the oldest first."""
+        return tuple((float(low), float(high)) for low, high in self._bounds)
 
     def __call__(self, image: Tensor) -> np.ndarray:
         """uint8 [H, W] of an image [H, W], in the order of the recording."""

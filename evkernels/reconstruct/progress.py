@@ -1,0 +1,67 @@
+"""What a run leaves for the one that goes on: the network's state after a frame, and what that was made of.
+
+The file appears whole or not at all, after the frames that it counts, and is removed with the last frame. Frames that
+come after it are made again: the same state makes the same frames.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evkernels.arguments import InputError
+
+_FILE = ".progress.pt"
+_PARTIAL = f"{_FILE}.partial"
+
+
+@dataclass
+class Progress:
+    """How far a video is.
+
+    Args:
+        record: What it is made of and how.
+        frames: How many frames there are.
+        state: Of the network after them, on the CPU.
+        bounds: Of `IntensityRescaling` after them.
+    """
+
+    record: dict[str, Any]
+    frames: int = 0
+    state: Any = None
+    bounds: tuple[tuple[float, float], ...] = ()
+
+    def save(self, folder: Path) -> None:
+        partial = folder / _PARTIAL
+        torch.save(asdict(self), partial)
+        partial.replace(folder / _FILE)
+
+
+def load(folder: Path, record: dict[str, Any]) -> Progress:
+    """What an earlier run left; the beginning where it left nothing.
+
+    Raises:
+        InputError: if it was made of something else, or cannot be read.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return Progress(record)
+    try:
+        progress = Progress(**torch.load(path, weights_only=True))
+    except (RuntimeError, EOFError, TypeError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: expected an earlier run's state, got: {error}; --overwrite begins anew") from error
+    differing = [name for name in record if progress.record.get(name) != record[name]]
+    if differing:
+        made = ", ".join(f"{name} {progress.record.get(name)} instead of {record[name]}" for name in differing)
+        raise InputError(f"--out {folder}: holds a video made with {made}; --overwrite begins anew")
+    return progress
+
+
+def forget(folder: Path) -> None:
+    """Removes what an earlier run left."""
+    for name in (_FILE, _PARTIAL):
+        (folder / name).unlink(missing_ok=True)
