@@ -52,7 +52,7 @@ inline PixelMap pixel_map(std::optional<Tensor>& map, int64_t height, int64_t wi
   const bool has_cells = map->dim() == 2 && map->scalar_type() == ScalarType::Int;
   const bool has_places =
       takes_places && map->dim() == 3 && map->size(2) == 2 && map->scalar_type() == ScalarType::Float;
-  STD_TORCH_CHECK((has_cells || has_places) && map->numel() > 0,
+  STD_TORCH_CHECK((has_cells || has_places) && map->numel() > 0 && map->numel() < int64_t{1} << 31,
                   "pixel_map must be int32 [height, width] of the sensor");
   *map = in_layout(*map, MemoryFormat::Contiguous);
   return {map->size(0), map->size(1), has_cells ? data<int32_t>(*map) : nullptr,

@@ -116,34 +116,55 @@ static void place_block(const T* __restrict__ t, const VoxelShape& shape, int64_
   }
 }
 
+// The pixels of the sensor that events come from, 0 for those out of range; returns how many these are.
+template <class R>
+static int64_t pixels_of_block(const PixelMap& map, int64_t count, const int32_t* __restrict__ sign,
+                               const Block<R>& block, int32_t* __restrict__ pixel, int32_t* __restrict__ invalid) {
+  const int32_t row_size = (int32_t)map.width;
+  int32_t outside = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    invalid[k] = (block.column[k] | block.row[k] | (1 - sign[k])) >> 31;  // 0 or -1
+    pixel[k] = ~invalid[k] & (block.row[k] * row_size + block.column[k]);
+    outside -= invalid[k];
+  }
+  return outside;
+}
+
 // Cells of events whose pixels a map takes to cells, or to places between them.
 template <class R>
 static Gaps map_cells(const PixelMap& map, const VoxelShape& shape, int64_t off, int64_t count,
                       const int32_t* __restrict__ sign, Block<R>& block) {
+  int32_t pixel[kBlock], invalid[kBlock], own[kBlock];
+  const int64_t outside = pixels_of_block(map, count, sign, block, pixel, invalid);
+  const uint64_t plane = shape.height * shape.width;
+  int32_t left_out = 0;
+  for (int64_t k = 0; k < count; ++k) own[k] = map.cells[pixel[k]];
+  for (int64_t k = 0; k < count; ++k) {
+    const bool is_inside = (uint64_t)(int64_t)own[k] < plane;
+    const int64_t found = is_inside ? own[k] + (sign[k] > 0 ? 0 : off) : kLeftOut;
+    block.cell[k] = invalid[k] ? kOutOfRange : found;
+    left_out += !is_inside;
+  }
+  return {outside, (outside | left_out) > 0};
+}
+template <class R>
+static Gaps map_places(const PixelMap& map, const VoxelShape& shape, int64_t off, int64_t count,
+                       const int32_t* __restrict__ sign, Block<R>& block) {
+  int32_t pixel[kBlock], invalid[kBlock];
   float x[kBlock], y[kBlock];
-  Gaps gaps{0, false};
+  const int64_t outside = pixels_of_block(map, count, sign, block, pixel, invalid);
+  for (int64_t k = 0; k < count; ++k) x[k] = map.places[2 * (int64_t)pixel[k]];
+  for (int64_t k = 0; k < count; ++k) y[k] = map.places[2 * (int64_t)pixel[k] + 1];
+  read_fractions(x, count, shape.width, block.column, block.past_column);
+  read_fractions(y, count, shape.height, block.row, block.past_row);
+  int32_t left_out = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const bool invalid = (block.column[k] < 0) | (block.row[k] < 0) | (sign[k] > 1);
-    const int64_t pixel = invalid ? 0 : block.row[k] * map.width + block.column[k];
-    gaps.out_of_range += invalid;
-    block.cell[k] = invalid ? kOutOfRange : map.places ? 0 : map.cells[pixel];
-    x[k] = map.places ? map.places[2 * pixel] : 0;
-    y[k] = map.places ? map.places[2 * pixel + 1] : 0;
+    const bool is_inside = (block.column[k] >= -1) & (block.row[k] >= -1);
+    const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
+    block.cell[k] = invalid[k] ? kOutOfRange : is_inside ? cell : kLeftOut;
+    left_out += !is_inside;
   }
-  if (map.places) {
-    read_fractions(x, count, shape.width, block.column, block.past_column);
-    read_fractions(y, count, shape.height, block.row, block.past_row);
-  }
-  for (int64_t k = 0; k < count; ++k) {
-    const bool is_inside = map.places ? (block.column[k] >= -1) & (block.row[k] >= -1)
-                                      : (uint64_t)block.cell[k] < (uint64_t)(shape.height * shape.width);
-    const int64_t own = map.places ? block.row[k] * shape.width + block.column[k] : block.cell[k];
-    const bool is_out_of_range = block.cell[k] == kOutOfRange;
-    block.cell[k] = is_out_of_range ? kOutOfRange : is_inside ? own + (sign[k] > 0 ? 0 : off) : kLeftOut;
-    gaps.any |= !is_inside;
-  }
-  gaps.any |= gaps.out_of_range > 0;
-  return gaps;
+  return {outside, (outside | left_out) > 0};
 }
 
 // Fills the block from event `first`.
@@ -158,8 +179,10 @@ static Gaps read_block(const T* __restrict__ t, const VoxelColumns& columns, con
   const int32_t lowest = columns.xy_type == RealType::kNone ? 0 : -1;
   const int64_t off = shape.is_split ? shape.bins * shape.height * shape.width : 0;
   Gaps gaps;
-  if (map.cells || map.places) {
+  if (map.cells) {
     gaps = map_cells(map, shape, off, count, sign, block);
+  } else if (map.places) {
+    gaps = map_places(map, shape, off, count, sign, block);
   } else {
     int32_t outside = 0;
     for (int64_t k = 0; k < count; ++k) {

@@ -1,0 +1,95 @@
+"""The conventions of other packages against those packages themselves, where they are installed."""
+
+import numpy as np
+import pytest
+import torch
+
+from evkernels import ops
+from evkernels.nn import TimeSurface
+
+HEIGHT, WIDTH, BINS = 11, 13, 5
+
+
+def columns(count=2000, seed=0):
+    """Sorted by time; the last event is the only one of its time, because tonic loses what is at the end."""
+    generator = np.random.default_rng(seed)
+    x, y = (generator.integers(0, size, count) for size in (WIDTH, HEIGHT))
+    t = np.sort(generator.integers(0, 20_000, count))
+    t[0], t[-1] = 0, 20_000
+    return x, y, t, generator.integers(0, 2, count)
+
+
+def tensors():
+    return tuple(torch.from_numpy(column) for column in columns())
+
+
+def structured():
+    x, y, t, p = columns()
+    table = np.empty(len(x), dtype=[("x", "<i8"), ("y", "<i8"), ("t", "<i8"), ("p", "<i8")])
+    table["x"], table["y"], table["t"], table["p"] = x, y, t, p
+    return table
+
+
+def test_tonic_voxel_grid():
+    functional = pytest.importorskip("tonic.functional", reason="tonic is not installed")
+    expected = functional.to_voxel_grid_numpy(structured(), (WIDTH, HEIGHT, 2), BINS)[:, 0]
+    actual = ops.voxel_grid(*tensors(), bins=BINS, height=HEIGHT, width=WIDTH, convention="tonic")
+    torch.testing.assert_close(actual.double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_tonic_frame_is_the_count_image():
+    functional = pytest.importorskip("tonic.functional", reason="tonic is not installed")
+    expected = functional.to_frame_numpy(structured(), (WIDTH, HEIGHT, 2), n_event_bins=1)[0]
+    actual = ops.event_histogram(*tensors(), bins=1, height=HEIGHT, width=WIDTH, dtype=torch.int16)
+    assert torch.equal(actual, torch.from_numpy(expected))
+
+
+def test_evio_voxel_grid_is_e2vids():
+    evio = pytest.importorskip("evio", reason="evio is not installed")
+    expected = evio.voxel_grid(evio.from_arrays(*columns()), BINS, (WIDTH, HEIGHT))
+    actual = ops.voxel_grid(*tensors(), bins=BINS, height=HEIGHT, width=WIDTH)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_evio_time_surface():
+    evio = pytest.importorskip("evio", reason="evio is not installed")
+    expected = evio.time_surface(evio.from_arrays(*columns()), 3000.0, (WIDTH, HEIGHT))
+    x, y, t, p = tensors()
+    actual = TimeSurface(HEIGHT, WIDTH, tau=3000.0)(x, y, p, t)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_eventcv_voxel_grid_is_e2vids():
+    """Its times are shares of a fixed window that ends with the last event: here of all of them."""
+    eventcv = pytest.importorskip("eventcv", reason="eventcv is not installed")
+    stream = eventcv.from_numpy(np.stack(columns(), axis=1), sensor_size=(WIDTH, HEIGHT), time_unit="us")
+    expected = torch.from_numpy(stream.voxel(bins=BINS, window_us=20_000).numpy())
+    actual = ops.voxel_grid(*tensors(), bins=BINS, height=HEIGHT, width=WIDTH)
+    torch.testing.assert_close(actual, expected.view(actual.shape), rtol=0, atol=1e-5)
+
+
+def test_evlib_stacked_histogram():
+    """Equal to ours where its window, which divides one microsecond more, has the same borders of bins."""
+    compiled = pytest.importorskip("evlib", reason="evlib is not installed").representations_rs
+    x, y, t, p = columns()
+    keep = t < 20_000
+    x, y, t, p = (column[keep] for column in (x, y, t, p))
+    t[-1] = 19_999
+    size = np.arange(HEIGHT), np.arange(WIDTH), HEIGHT, WIDTH
+    expected = compiled.stacked_histogram_dense(t, x, y, p, np.array([19_999]), 20_000, BINS, 3, *size)[0]
+    # One more event, out of range, marks the window's end where evlib has it.
+    x, y, t, p = (np.append(column, value) for column, value in ((x, -1), (y, 0), (t, 20_000), (p, 0)))
+    given = {"bins": BINS, "height": HEIGHT, "width": WIDTH, "count_cutoff": 3}
+    actual = ops.event_histogram(*(torch.from_numpy(column) for column in (x, y, t, p)), **given)
+    assert torch.equal(actual, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("wide", [torch.int32, torch.float32])
+def test_counts_beyond_24_bits(wide):
+    """Where adding 1 to a float32 stops; float32 counters stop there on purpose."""
+    count = 2**24 + 3
+    zeros = torch.zeros(1, dtype=torch.uint8).expand(count)
+    histogram = ops.event_histogram(
+        zeros, zeros, torch.arange(count, dtype=torch.int32), zeros, bins=1, height=1, width=1, dtype=wide
+    )
+    assert histogram.flatten().tolist() == [min(count, 2**24 if wide == torch.float32 else count), 0]
