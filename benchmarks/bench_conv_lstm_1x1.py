@@ -36,6 +36,34 @@ def fused(frames, h, c, weight, bias):
     return ops.conv_lstm_1x1(frames.unflatten(0, (-1, len(h))), h, c, weight, bias)
 
 
+def in_high_precision(function):
+    """`function` with float32 products as `torch.set_float32_matmul_precision("high")` allows them."""
+
+    def call(*arguments):
+        previous = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        result = function(*arguments)
+        torch.set_float32_matmul_precision(previous)
+        return result
+
+    return call
+
+
+def two_parts(value):
+    """float32 as the sum of two bfloat16."""
+    high = value.bfloat16().float()
+    return high + (value - high).bfloat16().float()
+
+
+def eager_in_two_parts(frames, h, c, weight, bias):
+    output = []
+    for frame in two_parts(frames).split(len(h)):
+        h, c = eager(frame, two_parts(h), c, two_parts(weight), bias)
+        h = h[0]
+        output.append(h)
+    return torch.stack(output), c
+
+
 def inputs(shape, dtype):
     steps, n, channels, height, width = shape
     return (
@@ -74,5 +102,21 @@ BENCHMARKS = (
         label=label,
         modes=("inference", "forward+backward"),
         gate_dtypes=(torch.float32,),
+    ),
+    Benchmark(
+        op="conv_lstm_1x1_high",
+        function=in_high_precision(fused),
+        eager=in_high_precision(eager),
+        rounded=eager_in_two_parts,
+        inputs=inputs,
+        shapes=STAGES[2::2],
+        gate_shapes=STAGES[1:2],
+        tiny_shape=(2, 2, 5, 3, 7),
+        floor_bytes=floor_bytes,
+        floor_flops=floor_flops,
+        label=label,
+        dtypes=(torch.float32,),
+        # The gradient's products would follow the switch at its own time in plain PyTorch.
+        modes=("inference",),
     ),
 )

@@ -157,10 +157,12 @@ class Expected:
             self.exact = self._results(case, tree_map_only(Tensor, _widened, given)) if floating else self.eager
             layouts = [layout for layout in case.benchmark.layouts if layout != "contiguous"] if floating else []
             self.others = [self._results(case, arguments(case, layout, "cpu")) for layout in layouts]
+            if case.benchmark.rounded:
+                self.others.append(self._results(case, given, case.benchmark.rounded))
 
     @staticmethod
-    def _results(case: Case, given: Arguments) -> list[Tensor]:
-        results, _ = tree_flatten(case.benchmark.eager(*given))
+    def _results(case: Case, given: Arguments, function: Callable | None = None) -> list[Tensor]:
+        results, _ = tree_flatten((function or case.benchmark.eager)(*given))
         if case.mode == "forward+backward":
             # Rounded to the case's dtype first, so that both runs are given the same numbers.
             narrow = [result.to(case.dtype) for result in results]

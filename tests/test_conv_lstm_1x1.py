@@ -1,12 +1,29 @@
 """conv_lstm_1x1: the contract of every op, and what is special to this one."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from contract import DifferentiableOpContract, gradients, requiring_grad, to_device, weighted_sum, widened
 
 from evkernels import nn, ops
 from evkernels.testing import assert_matches, tensor
+
+# There is a form of the kernels for AMX: see conftest.py.
+WITH_AMX = True
+
+
+@contextmanager
+def matmul_precision(precision):
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
 
 
 def one_product(x, h, weight, bias):
@@ -61,6 +78,27 @@ def sample(t, n, inputs, channels, height, width, bias=True, resets=False, order
         order,
         save,
     )
+
+
+def relative_error(results, exact) -> float:
+    """The largest over the tensors: error over the largest exact value."""
+    pairs = zip(results, exact, strict=True)
+    return max(((a.cpu().double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+def kept_bytes(function, arguments) -> int:
+    """Bytes that autograd keeps of a call, without those of its arguments and results."""
+    kept = {}
+    arguments = requiring_grad(arguments)
+
+    def pack(value):
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        results = function(*arguments)
+    owned = {v.untyped_storage().data_ptr() for v in (*arguments, *results) if isinstance(v, torch.Tensor)}
+    return sum(size for pointer, size in kept.items() if pointer not in owned)
 
 
 class TestConvLSTM1x1(DifferentiableOpContract):
@@ -201,7 +239,7 @@ class TestConvLSTM1x1(DifferentiableOpContract):
     def test_nothing_is_kept_without_gradients(self):
         arguments = sample(2, 1, 3, 4, 2, 3)
         with torch.no_grad():
-            results = torch.ops.evkernels.conv_lstm_1x1(*arguments[:-1], "none")
+            results = torch.ops.evkernels.conv_lstm_1x1(*arguments[:-1], "none", "highest")
         assert [part.numel() for part in results[2:]] == [0, 0]
 
     def test_autocast_keeps_c_in_float32(self):
@@ -223,10 +261,60 @@ class TestConvLSTM1x1(DifferentiableOpContract):
             assert c_last.is_contiguous(memory_format=form)
 
     def test_long_sequence_stays_accurate(self, backend):
-        steps = 20 if backend.is_slow else 300
+        steps = 20 if backend.is_slow else 1000
         arguments = sample(steps, 1, 4, 6, 1, 3)
         result = self.op(*to_device(arguments, backend.device))
         assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
+
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("save", ["gates", "recompute"])
+    def test_precision_bounds_the_error(self, backend, memory, save):
+        """Relative to the largest value: two bfloat16 per factor are good for 2^-16, one for 2^-8, and sums add up."""
+        if backend.is_slow:
+            pytest.skip("float32 products are the library's on this backend")
+        arguments = sample(4, 2, 36, 50, 7, 15, resets=True, layout=memory, save=save)
+        exact = self.eager(*widened(arguments)), gradients(self.eager, widened(arguments))
+        errors = {}
+        for precision in ("highest", "high", "medium"):
+            with matmul_precision(precision):
+                on_device = to_device(arguments, backend.device)
+                results = self.op(*on_device), gradients(self.op, on_device)
+            errors[precision] = [relative_error(*pair) for pair in zip(results, exact, strict=True)]
+        for precision, bounds in {"highest": (2e-6, 4e-6), "high": (3e-5, 6e-5), "medium": (8e-3, 2e-2)}.items():
+            assert all(e <= bound for e, bound in zip(errors[precision], bounds, strict=True)), errors
+        if backend.name == "cpu-amx":
+            assert errors["high"][0] > errors["highest"][0], "nothing was split"
+            assert errors["medium"][0] > 10 * errors["high"][0], "nothing was rounded"
+
+    def test_gradient_keeps_the_precision_of_its_forward(self, backend):
+        if not backend.name.startswith("cpu-"):
+            pytest.skip("the library's products follow the switch at their own time")
+        arguments = to_device(sample(3, 2, 20, 33, 3, 5), backend.device)
+        with matmul_precision("high"):
+            expected = gradients(self.op, arguments)
+            given = requiring_grad(arguments)
+            loss = weighted_sum(self.op(*given))
+        with matmul_precision("medium"):
+            loss.backward()
+        assert all(torch.equal(value.grad, d) for value, d in zip(given[:5], expected, strict=True))
+
+    @pytest.mark.parametrize("lower", ["high", "medium"])
+    def test_compiled_graph_follows_the_precision(self, lower):
+        arguments = sample(2, 2, 20, 33, 3, 5)
+        torch._dynamo.reset()
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        for precision in ("highest", lower, "highest"):
+            with matmul_precision(precision):
+                torch.testing.assert_close(compiled(*arguments), self.op(*arguments), rtol=0, atol=0)
+
+    @pytest.mark.parametrize(("save", "share"), [("gates", 0.45), ("recompute", 0.2)])
+    @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("channels", [24, 64, 128, 256])
+    def test_bytes_kept_for_the_gradient(self, save, share, kind, channels):
+        """Of every step, beside the arguments and results, which live on anyway."""
+        arguments = sample(10, 1, channels, channels, 3, 4, dtype=kind, save=save)
+        kept = kept_bytes(self.op, arguments)
+        assert 0 < kept <= share * kept_bytes(self.eager, arguments)
 
     @pytest.mark.parametrize(
         ("change", "error", "message"),
@@ -302,3 +390,34 @@ class TestCellTakesIt:
         assert (h.dtype, c.dtype) == (torch.bfloat16, torch.float32)
         output, _ = cell.forward_sequence(x, (h, c))
         assert output.dtype == torch.float32
+
+
+def _train_on_a_share(rank, cell, x, path):
+    """One process of two: half of the batch; rank 0 writes the averaged gradients."""
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    parallel = torch.nn.parallel.DistributedDataParallel(Sequence(cell))
+    weighted_sum([parallel(x[:, rank : rank + 1])]).backward()
+    if rank == 0:
+        torch.save([p.grad for p in cell.parameters()], f"{path}/gradients.pt")
+    dist.destroy_process_group()
+
+
+class Sequence(torch.nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        return self.cell.forward_sequence(x)[0]
+
+
+def test_two_processes_equal_one(tmp_path):
+    torch.manual_seed(0)
+    cell = nn.ConvLSTMCell(3, 20, kernel_size=1, dtype=torch.float64)
+    x = tensor(3, 2, 3, 4, 5, dtype=torch.float64)
+    halves = [weighted_sum([cell.forward_sequence(x[:, k : k + 1])[0]]) for k in range(2)]
+    (sum(halves) / 2).backward()
+    expected = [p.grad.clone() for p in cell.parameters()]
+    cell.zero_grad()
+    mp.spawn(_train_on_a_share, (cell, x, str(tmp_path)), nprocs=2)
+    torch.testing.assert_close(torch.load(tmp_path / "gradients.pt"), expected, rtol=1e-12, atol=1e-12)

@@ -57,7 +57,7 @@ def test_no_folder_or_file_belongs_to_nothing():
     folders = {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
     assert folders - {"common", "host"} == set(STEMS)
     benchmarks = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    others = {path.stem for folder in ("events", "models") for path in (ROOT / "evkernels" / folder).iterdir()}
+    others = {path.stem for folder in ("events", "models", "nn") for path in (ROOT / "evkernels" / folder).iterdir()}
     assert benchmarks <= set(STEMS) | others
 
 

@@ -6,9 +6,9 @@
 // group adds up its tiles in float32, and the groups are added up in their order: the same bits for any number of
 // threads.
 //
-// Forward and gradient in float32, as in loops.inl, NCHW: kept gates 504 | 285 ms, recomputed ones 409 | 373 ms, plain
-// PyTorch 1243 | 641 ms. Keeping costs its page faults, four values per element and step, whatever C; computing again
-// costs products that grow with C.
+// Forward and gradient in float32, as in loops.inl, NCHW: gates of all channels kept 504 | 285 ms, recomputed 409 | 373
+// ms, plain PyTorch 1243 | 641 ms. Keeping costs its page faults, four values per element and step, whatever C;
+// computing again costs products that grow with C.
 
 constexpr int64_t kGroups = 16;
 
@@ -90,46 +90,46 @@ static int64_t conv_lstm_backward_buffer_size(const ConvLstmShape& s) {
   return backward_buffers<T>(nullptr, s).size;
 }
 
-// The activated gates of a tile, [pixel][i, f, g, o][rows.h].
+// The activated gates of a tile from channel s.kept on, [pixel][i, f, g, o][rows.h].
 template <class T, class E, class R>
 static void recompute_gates(const E* __restrict__ xh, const E* __restrict__ packed, R* __restrict__ gates,
                             int64_t count, const ConvLstmShape& s) {
   using V = typename Arithmetic<T>::Type;
   const Rows rows = rows_of<T>(s);
-  for (int64_t c = 0; c < s.channels; c += Arithmetic<T>::kLanes) {
+  for (int64_t c = s.kept; c < s.channels; c += Arithmetic<T>::kLanes) {
     for (int64_t first = 0; first < count; first += kRows) {
       V sum[kRows][4];
       gate_products<T>(sum, xh + first * rows.xh, rows, packed, c, s);
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
         R* const to = gates + (first + m) * 4 * rows.h + c;
-        store(to, sigmoid(sum[m][0]));
-        store(to + rows.h, sigmoid(sum[m][1]));
-        store(to + 2 * rows.h, tanh(sum[m][2]));
-        store(to + 3 * rows.h, sigmoid(sum[m][3]));
+        store(to, sigmoid_for<T>(sum[m][0]));
+        store(to + rows.h, sigmoid_for<T>(sum[m][1]));
+        store(to + 2 * rows.h, tanh_for<T>(sum[m][2]));
+        store(to + 3 * rows.h, sigmoid_for<T>(sum[m][3]));
       }
     }
   }
 }
 
-// From activated gates at a stride of `width` each to the gradients of the pre-activations. d_h [kTile, rows.h] is that
-// of the new h, d_c [kTile, rows.h] that of the new c on entry and that of the old c on return.
+// From activated gates at a stride of `width` each to the gradients of the pre-activations, for channels [begin, end).
+// d_h [kTile, rows.h] is that of the new h, d_c [kTile, rows.h] that of the new c on entry and that of the old c on
+// return.
 template <class T, class S, class G, class E, class R>
 static void gate_gradients(const G* __restrict__ gates, int64_t width, const S* __restrict__ cells,
                            const R* __restrict__ d_h, R* __restrict__ d_c, E* __restrict__ d_gates, int64_t count,
-                           const ConvLstmShape& s) {
+                           int64_t begin, int64_t end, const ConvLstmShape& s) {
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const Rows rows = rows_of<T>(s);
   for (int64_t p = 0; p < count; ++p) {
-    for (int64_t k = 0; k < s.channels; k += kLanes) {
+    for (int64_t k = begin; k < end; k += kLanes) {
       const int64_t columns = s.channels - k;
       const G* const from = gates + p * 4 * width + k;
-      const V i = load_columns(from, columns), f = load_columns(from + width, columns);
-      const V g = load_columns(from + 2 * width, columns), o = load_columns(from + 3 * width, columns);
+      const V i = load(from), f = load(from + width), g = load(from + 2 * width), o = load(from + 3 * width);
       const V c = load_columns(cells + p * s.channels + k, columns);
       const V d_output = load(d_h + p * rows.h + k);
-      const V tanh_c = tanh(rounded<S>(multiply_add(i, g, f * c)));
+      const V tanh_c = tanh_for<T>(rounded<S>(multiply_add(i, g, f * c)));
       const V d_cell = multiply_add(d_output * o, (1.0f - tanh_c) * (1.0f + tanh_c), (V)load(d_c + p * rows.h + k));
       E* const to = d_gates + p * gradient_stride(rows) + k;
       store(to, d_cell * g * i * (1.0f - i));
@@ -283,12 +283,13 @@ static void conv_lstm_backward(const ConvLstmBackward<T, S>& d, const Compute<T>
         }
         const int64_t pixel = frame * s.pixels + first;
         const S* const cells = d.cells + pixel * s.channels;
-        if (d.gates) {
-          gate_gradients<T>(d.gates + 4 * pixel * s.channels, s.channels, cells, b.d_h, b.d_c, b.d_gates, tile.count,
+        if (s.kept) {
+          gate_gradients<T>(d.gates + 4 * pixel * s.kept, s.kept, cells, b.d_h, b.d_c, b.d_gates, tile.count, 0, s.kept,
                             s);
-        } else {
+        }
+        if (s.kept < s.channels) {
           recompute_gates<T>(b.xh, (const Stored<T>*)packed, b.gates, tile.count, s);
-          gate_gradients<T>(b.gates, rows.h, cells, b.d_h, b.d_c, b.d_gates, tile.count, s);
+          gate_gradients<T>(b.gates, rows.h, cells, b.d_h, b.d_c, b.d_gates, tile.count, s.kept, s.channels, s);
         }
         step_products<T>(b, (const Stored<T>*)panels, d.needs_weight ? d_weight : nullptr, rows, tile.count,
                          s.channels);

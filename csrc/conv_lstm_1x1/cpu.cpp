@@ -11,6 +11,7 @@
 #include "conv_lstm_1x1/host.h"
 
 #define EVKERNELS_LOOPS "conv_lstm_1x1/loops.inl"
+#define EVKERNELS_AMX_LOOPS "conv_lstm_1x1/amx.inl"
 #include "common/foreach_isa.h"
 
 #if defined(__x86_64__)
@@ -58,6 +59,24 @@ bool multiplies_pairs(const ConvLstmShape& s) {
 #define EVKERNELS_CALL_PAIRS(T, pairs, function, ...) EVKERNELS_CALL(function, __VA_ARGS__)
 #endif
 
+#if defined(__x86_64__)
+// Calls function(std::integral_constant with the parts) and returns true where tiles of AMX serve: 16-bit data that
+// they take as it is, float32 data whose products may be rounded.
+template <class T, class Function>
+bool with_tiles(const std::string& precision, Function function) {
+  if (current_isa() < Isa::kAmx) return false;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    function(std::integral_constant<int, 1>{});
+    return true;
+  } else if constexpr (std::is_same_v<T, float>) {
+    if (precision == "medium") function(std::integral_constant<int, 1>{});
+    if (precision == "high") function(std::integral_constant<int, 2>{});
+    return precision != "highest";
+  }
+  return false;
+}
+#endif
+
 constexpr std::align_val_t kCacheLine{64};
 
 template <class R>
@@ -78,23 +97,51 @@ Tensor empty(const Tensor& like, ScalarType dtype, std::vector<int64_t> sizes, b
                               needed ? layout : MemoryFormat::Contiguous);
 }
 
+#if defined(__x86_64__)
+template <int parts, class T, class S>
+void forward_on_tiles(const ConvLstmForward<T, S>& pointers, const T* weight, const T* bias, const ConvLstmShape& s) {
+  const auto packed = workspace<BFloat16>(amx::amx_packed_size<parts>(s));
+  amx::amx_pack<parts>(weight, bias, packed.get(), s);
+  torch::stable::parallel_for(0, amx::conv_lstm_tiles(s), 1, [&](int64_t begin, int64_t end) {
+    const auto buffer = workspace<char>(amx::amx_buffer_size<parts>(s));
+    amx::amx_forward<parts>(pointers, packed.get(), buffer.get(), s, begin, end);
+  });
+}
+
+template <int parts, class T, class S>
+void backward_on_tiles(const ConvLstmBackward<T, S>& pointers, const T* weight, const T* bias, T* d_weight, T* d_bias,
+                       const ConvLstmShape& s) {
+  const auto packed = workspace<BFloat16>(amx::amx_packed_size<parts>(s));
+  if (s.kept < s.channels) amx::amx_pack<parts>(weight, bias, packed.get(), s);
+  const auto panels = workspace<BFloat16>(amx::amx_panels_size<parts>(s));
+  amx::amx_pack_backward<parts>(weight, panels.get(), s);
+  const int64_t groups = amx::conv_lstm_groups(s);
+  const auto sums = workspace<float>(groups * amx::amx_sums_size<parts>(s));
+  torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    const auto buffer = workspace<char>(amx::amx_backward_buffer_size<parts>(s));
+    amx::amx_backward<parts>(pointers, packed.get(), panels.get(), sums.get(), buffer.get(), s, begin, end);
+  });
+  torch::stable::parallel_for(0, amx::amx_gate_blocks(s), 1, [&](int64_t begin, int64_t end) {
+    amx::amx_reduce<parts>(sums.get(), d_weight, d_bias, s, begin, end);
+  });
+}
+#endif
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1(Tensor x, Tensor h, Tensor c, Tensor weight,
                                                          std::optional<Tensor> bias, std::optional<Tensor> reset,
-                                                         std::string order, std::string save) {
-  const ConvLstmCall call = prepare_conv_lstm(x, h, c, weight, bias, reset, order);
-  const ConvLstmShape& s = call.shape;
+                                                         std::string order, std::string save, std::string precision) {
+  ConvLstmCall call = prepare_conv_lstm(x, h, c, weight, bias, reset, order, precision);
+  ConvLstmShape& s = call.shape;
   const bool pairs = multiplies_pairs(s);
   const bool keeps_gates = save == "gates", keeps_cells = save != "none";
   Tensor output = empty(x, x.scalar_type(), {x.size(0), s.channels, x.size(2), x.size(3)}, true, call.layout);
   Tensor c_last = empty_in_layout(c, c.scalar_type(), call.layout);
-  Tensor gates = empty(x, x.scalar_type(), {x.size(0), s.pixels, 4 * s.channels}, keeps_gates);
+  Tensor gates = empty(x, x.scalar_type(), {x.size(0), s.pixels, 4 * s.kept}, keeps_gates);
   Tensor cells = empty(x, c.scalar_type(), {x.size(0), s.pixels, s.channels}, keeps_cells);
   dispatch_input_and_state("conv_lstm_1x1", x.scalar_type(), c.scalar_type(), [&](auto input, auto state) {
     using T = typename decltype(input)::type;
     using S = typename decltype(state)::type;
     using R = Compute<T>;
-    const auto packed = workspace<R>(EVKERNELS_CALL(conv_lstm_packed_size<T>, s));
-    EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack, data<T>(weight), data<T>(bias), packed.get(), s);
     const ConvLstmForward<T, S> pointers = {data<T>(x),
                                             data<T>(h),
                                             data<S>(c),
@@ -103,6 +150,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1(Tensor x, Tensor h, Ten
                                             mutable_data<S>(c_last),
                                             keeps_gates ? mutable_data<T>(gates) : nullptr,
                                             keeps_cells ? mutable_data<S>(cells) : nullptr};
+#if defined(__x86_64__)
+    const bool done = with_tiles<T>(
+        precision, [&](auto parts) { forward_on_tiles<parts>(pointers, data<T>(weight), data<T>(bias), s); });
+    if (done) return;
+#endif
+    const auto packed = workspace<R>(EVKERNELS_CALL(conv_lstm_packed_size<T>, s));
+    EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack, data<T>(weight), data<T>(bias), packed.get(), s);
     torch::stable::parallel_for(0, EVKERNELS_CALL(conv_lstm_tiles, s), 1, [&](int64_t begin, int64_t end) {
       const auto buffer = workspace<R>(EVKERNELS_CALL(conv_lstm_buffer_size<T>, s));
       EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_forward, pointers, packed.get(), buffer.get(), s, begin, end);
@@ -114,20 +168,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1(Tensor x, Tensor h, Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1_backward(
     std::optional<Tensor> grad_output, std::optional<Tensor> grad_c_last, Tensor x, Tensor h, Tensor c, Tensor weight,
     std::optional<Tensor> bias, std::optional<Tensor> reset, Tensor output, Tensor gates, Tensor cells,
-    std::string order, std::vector<bool> output_mask) {
-  const ConvLstmCall call = prepare_conv_lstm(x, h, c, weight, bias, reset, order);
-  const ConvLstmShape& s = call.shape;
+    std::string order, std::string precision, std::vector<bool> output_mask) {
+  ConvLstmCall call = prepare_conv_lstm(x, h, c, weight, bias, reset, order, precision);
+  ConvLstmShape& s = call.shape;
   const bool pairs = multiplies_pairs(s);
   STD_TORCH_CHECK(
       has_shape(output, {x.size(0), s.channels, x.size(2), x.size(3)}) && output.scalar_type() == x.scalar_type(),
       "output must be that of the forward");
   STD_TORCH_CHECK(has_shape(cells, {x.size(0), s.pixels, s.channels}) && cells.scalar_type() == c.scalar_type(),
                   "cells must be [T*N, H*W, C] in the dtype of c");
-  // A kept tensor of an empty frame and an absent one have no elements either; then nothing is read.
-  const bool has_gates = gates.numel() != 0;
+  // Without elements they are absent, or there is nothing to read.
+  if (gates.numel() == 0) s.kept = 0;
   STD_TORCH_CHECK(
-      !has_gates || (has_shape(gates, {x.size(0), s.pixels, 4 * s.channels}) && gates.scalar_type() == x.scalar_type()),
-      "gates must be [T*N, H*W, 4*C] in the dtype of x, or empty");
+      s.kept == 0 || (has_shape(gates, {x.size(0), s.pixels, 4 * s.kept}) && gates.scalar_type() == x.scalar_type()),
+      "gates must be [T*N, H*W, 4*K] in the dtype of x with K as the forward has it, or empty");
   STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries");
   bring_gradient("grad_output", grad_output, output, x.scalar_type(), call.layout);
   bring_gradient("grad_c_last", grad_c_last, c, c.scalar_type(), call.layout);
@@ -143,32 +197,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1_backward(
     using T = typename decltype(input)::type;
     using S = typename decltype(state)::type;
     using R = Compute<T>;
-    const auto packed = workspace<R>(EVKERNELS_CALL(conv_lstm_packed_size<T>, s));
-    if (!has_gates) EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack, data<T>(weight), data<T>(bias), packed.get(), s);
-    const auto panels = workspace<R>(EVKERNELS_CALL(conv_lstm_panels_size<T>, s));
-    EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack_backward, data<T>(weight), panels.get(), s);
-    const int64_t groups = EVKERNELS_CALL(conv_lstm_groups, s);
-    const auto sums = workspace<R>(groups * EVKERNELS_CALL(conv_lstm_sums_size<T>, s));
     const ConvLstmBackward<T, S> pointers = {data<T>(grad_output),
                                              data<S>(grad_c_last),
                                              data<T>(x),
                                              data<T>(h),
                                              data<T>(output),
                                              data<bool>(reset),
-                                             has_gates ? data<T>(gates) : nullptr,
+                                             data<T>(gates),
                                              data<S>(cells),
                                              output_mask[0] ? mutable_data<T>(d_x) : nullptr,
                                              output_mask[1] ? mutable_data<T>(d_h) : nullptr,
                                              output_mask[2] ? mutable_data<S>(d_c) : nullptr,
                                              output_mask[3]};
+    T* const to_weight = output_mask[3] ? mutable_data<T>(d_weight) : nullptr;
+    T* const to_bias = output_mask[4] ? mutable_data<T>(d_bias) : nullptr;
+#if defined(__x86_64__)
+    const bool done = with_tiles<T>(precision, [&](auto parts) {
+      backward_on_tiles<parts>(pointers, data<T>(weight), data<T>(bias), to_weight, to_bias, s);
+    });
+    if (done) return;
+#endif
+    const auto packed = workspace<R>(EVKERNELS_CALL(conv_lstm_packed_size<T>, s));
+    if (s.kept < s.channels) {
+      EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack, data<T>(weight), data<T>(bias), packed.get(), s);
+    }
+    const auto panels = workspace<R>(EVKERNELS_CALL(conv_lstm_panels_size<T>, s));
+    EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack_backward, data<T>(weight), panels.get(), s);
+    const int64_t groups = EVKERNELS_CALL(conv_lstm_groups, s);
+    const auto sums = workspace<R>(groups * EVKERNELS_CALL(conv_lstm_sums_size<T>, s));
     torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
       const auto buffer = workspace<R>(EVKERNELS_CALL(conv_lstm_backward_buffer_size<T>, s));
       EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_backward, pointers, packed.get(), panels.get(), sums.get(), buffer.get(),
                            s, begin, end);
     });
     torch::stable::parallel_for(0, s.channels, 16, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(conv_lstm_reduce, sums.get(), output_mask[3] ? mutable_data<T>(d_weight) : nullptr,
-                     output_mask[4] ? mutable_data<T>(d_bias) : nullptr, s, begin, end);
+      EVKERNELS_CALL(conv_lstm_reduce, sums.get(), to_weight, to_bias, s, begin, end);
     });
   });
   return {d_x, d_h, d_c, d_weight, d_bias};

@@ -18,6 +18,7 @@
 // not depend on threads. Padding in rows (to whole vectors) and behind the last pixel is computed but never read into a
 // real value: zero weights would not do, because zero times infinity is NaN.
 
+#include "common/gate_math.inl"
 #include "conv_lstm_1x1/tiles.inl"
 #include "conv_lstm_1x1/product.inl"
 
@@ -131,7 +132,7 @@ EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const E* __restrict__ xh
 }
 
 // One step of a tile: `cell` [kTile, rows.h] is updated in place, h goes to `h_next` at the stride of `xh`. `gates`, if
-// not null, takes the activated gates, [pixel][i, f, g, o][C].
+// not null, takes the activated gates of the first channels, [pixel][i, f, g, o][s.kept].
 template <class T, class S, class E, class R>
 static void conv_lstm_step(const E* __restrict__ xh, const E* __restrict__ packed, R* __restrict__ cell,
                            E* __restrict__ h_next, T* __restrict__ gates, int64_t count, const ConvLstmShape& s) {
@@ -145,17 +146,18 @@ static void conv_lstm_step(const E* __restrict__ xh, const E* __restrict__ packe
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
         R* const state = cell + (first + m) * rows.h + c;
-        const V i = sigmoid(sum[m][0]), f = sigmoid(sum[m][1]), g = tanh(sum[m][2]), o = sigmoid(sum[m][3]);
+        const V i = sigmoid_for<T>(sum[m][0]), f = sigmoid_for<T>(sum[m][1]);
+        const V g = tanh_for<T>(sum[m][2]), o = sigmoid_for<T>(sum[m][3]);
         const V c_next = rounded<S>(multiply_add(i, g, f * load(state)));
         store(state, c_next);
-        const V h = o * tanh(c_next);
+        const V h = o * tanh_for<T>(c_next);
         store(h_next + (first + m) * rows.xh + c, sizeof(E) == sizeof(T) ? h : rounded<T>(h));
-        if (gates && first + m < count) {
-          T* const kept = gates + (first + m) * 4 * s.channels + c;
-          store_columns(kept, i, s.channels - c);
-          store_columns(kept + s.channels, f, s.channels - c);
-          store_columns(kept + 2 * s.channels, g, s.channels - c);
-          store_columns(kept + 3 * s.channels, o, s.channels - c);
+        if (gates && c < s.kept && first + m < count) {
+          T* const kept = gates + (first + m) * 4 * s.kept + c;
+          store(kept, i);
+          store(kept + s.kept, f);
+          store(kept + 2 * s.kept, g);
+          store(kept + 3 * s.kept, o);
         }
       }
     }
@@ -195,7 +197,7 @@ static void conv_lstm_forward(const ConvLstmForward<T, S>& d, const Compute<T>* 
       }
       if (d.cells) store_tile(d.cells + frame * frame_h, s.channels, by_pixel, cell, rows.h);
       conv_lstm_step<T, S>(now, (const Stored<T>*)packed, cell, next + rows.x,
-                           d.gates ? d.gates + 4 * (frame * frame_h + first * s.channels) : nullptr, tile.count, s);
+                           d.gates ? d.gates + (frame * s.pixels + first) * 4 * s.kept : nullptr, tile.count, s);
       store_tile(d.output + frame * frame_h, s.channels, tile, next + rows.x, rows.xh);
     }
     store_tile(d.c_last + sample * frame_h, s.channels, tile, cell, rows.h);

@@ -9,6 +9,7 @@ struct ConvLstmShape {
   int64_t steps, batch, inputs, channels;
   int64_t pixels;  // of a frame
   bool channels_last;
+  int64_t kept;  // channels whose gates are kept for the gradient, the first ones: a multiple of 16
   evkernels::LstmGateOrder order;
 };
 
@@ -19,7 +20,7 @@ struct ConvLstmForward {
   const bool* reset;  // may be null
   T* output;
   S* c_last;
-  T* gates;  // may be null
+  T* gates;  // of the first s.kept channels; may be null
   S* cells;  // may be null
 };
 
@@ -29,7 +30,7 @@ struct ConvLstmBackward {
   const S* d_c_last;  // may be null: zero
   const T *x, *h, *output;
   const bool* reset;  // may be null
-  const T* gates;     // null: computed again
+  const T* gates;     // of the first s.kept channels; those of the others are computed again
   const S* cells;
   T *d_x, *d_h;  // d_x may be null
   S* d_c;

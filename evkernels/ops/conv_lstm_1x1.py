@@ -44,9 +44,9 @@ def conv_lstm_1x1(
         bias: [4*C] or None.
         reset: bool [T, N] or None; where true, the sample's h and c are zero before that step, whatever they held.
         order: Which block is which: a permutation of "ifgo" (input, forget, cell candidate, output).
-        save: What the gradient keeps beside the arguments and the output: "gates" is the activated gates and c of
-            every step (5*C values per pixel), "recompute" c alone (C values) for one product more, which on the CPU
-            is also faster for small C (64, not 256).
+        save: What the gradient keeps of every step beside the arguments and the output: "gates" is c and the activated
+            gates of up to 65 % of the channels (3 to 3.5*C values per pixel where plain PyTorch keeps 8*C), "recompute"
+            c alone (C values), for a product more of the other channels.
 
     Returns:
         output, c_last: h of every step [T, N, C, H, W] in the dtype of `x`, frame by frame channels_last where the
@@ -68,7 +68,9 @@ def conv_lstm_1x1(
         return reference.conv_lstm_1x1(x, h, c, weight, bias, reset, order, save)
     tensors = (x, h, c, weight, bias)
     trains = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
-    output, c_last, _, _ = _forward(x.flatten(0, 1), h, c, weight, bias, reset, order, save if trains else "none")
+    save = save if trains else "none"
+    precision = registration.matmul_precision()
+    output, c_last, _, _ = _forward(x.flatten(0, 1), h, c, weight, bias, reset, order, save, precision)
     return output.view(*x.shape[:2], *output.shape[1:]), c_last
 
 
@@ -105,19 +107,21 @@ def _check(x, h, c, weight, bias, reset, order, save):
         checks.check_shape("reset", reset, (steps, batch), "[T, N]")
 
 
-def _fake(x, h, c, weight, bias, reset, order, save):
+def _fake(x, h, c, weight, bias, reset, order, save, precision):
     layout = registration.common_layout(x)
     frames, _, height, width = x.shape
     channels = h.shape[1]
     return (
         torch.empty((frames, channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout),
         torch.empty(c.shape, dtype=c.dtype, device=c.device, memory_format=layout),
-        x.new_empty((frames, height * width, 4 * channels) if save == "gates" else 0),
+        x.new_empty((frames, height * width, 4 * reference.kept_channels(channels)) if save == "gates" else 0),
         c.new_empty((frames, height * width, channels) if save != "none" else 0),
     )
 
 
-def _fake_backward(grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, output_mask):
+def _fake_backward(
+    grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, precision, output_mask
+):
     layout = registration.common_layout(x)
     like = (
         *(torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout) for v in (x, h, c)),
@@ -128,7 +132,7 @@ def _fake_backward(grad_output, grad_c_last, x, h, c, weight, bias, reset, outpu
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.order, _ = inputs
+    *tensors, ctx.order, _, ctx.precision = inputs
     results, _, gates, cells = output
     ctx.mark_non_differentiable(gates, cells)
     ctx.save_for_backward(*tensors, results, gates, cells)
@@ -136,12 +140,12 @@ def _setup_context(ctx, inputs, output):
 
 def _gradient(ctx, grad_output, grad_c_last, _grad_gates, _grad_cells):
     if grad_output is None and grad_c_last is None:
-        return (None,) * 8
+        return (None,) * 9
     wanted = list(ctx.needs_input_grad[:5])
     # With create_graph the gradient must itself be differentiable: the reference is made of PyTorch's own operators.
     backward = reference.conv_lstm_1x1_backward if torch.is_grad_enabled() else _backward
-    gradients = backward(grad_output, grad_c_last, *ctx.saved_tensors, ctx.order, wanted)
-    return *(d if needed else None for d, needed in zip(gradients, wanted, strict=True)), None, None, None
+    gradients = backward(grad_output, grad_c_last, *ctx.saved_tensors, ctx.order, ctx.precision, wanted)
+    return *(d if needed else None for d, needed in zip(gradients, wanted, strict=True)), None, None, None, None
 
 
 def _cast(dtype, x, h, c, weight, bias, *rest):
@@ -150,14 +154,14 @@ def _cast(dtype, x, h, c, weight, bias, *rest):
 
 _TENSORS = "Tensor x, Tensor h, Tensor c, Tensor weight, Tensor? bias, Tensor? reset"
 _forward = registration.define(
-    f"conv_lstm_1x1({_TENSORS}, str order, str save) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"conv_lstm_1x1({_TENSORS}, str order, str save, str precision) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.conv_lstm_1x1_kernel,
     fake=_fake,
     layout_of=0,
 )
 _backward = registration.define(
     f"conv_lstm_1x1_backward(Tensor? grad_output, Tensor? grad_c_last, {_TENSORS}, Tensor output, Tensor gates, "
-    "Tensor cells, str order, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor cells, str order, str precision, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.conv_lstm_1x1_backward,
     fake=_fake_backward,
     layout_of=2,

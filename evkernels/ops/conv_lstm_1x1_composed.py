@@ -21,10 +21,11 @@ def composed(
     reset: Tensor | None,
     order: str,
     save: str,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A kernel of `conv_lstm_1x1` for any device, see `reference.conv_lstm_1x1_kernel`."""
     if h.numel() == 0:  # conv2d takes no empty images
-        return reference.conv_lstm_1x1_kernel(x, h, c, weight, bias, reset, order, save)
+        return reference.conv_lstm_1x1_kernel(x, h, c, weight, bias, reset, order, save, precision)
     layout = common_layout(x)
     outputs, gates, cells = [], [], []
     for time, frame in enumerate(x.split(len(h))):
@@ -32,7 +33,9 @@ def composed(
         pre = torch.conv2d(torch.cat([frame, h], 1), weight, bias)
         if save == "gates":
             blocks = dict(zip(order, pre.chunk(4, 1), strict=True))
-            activated = [blocks[name].tanh() if name == "g" else blocks[name].sigmoid() for name in "ifgo"]
+            kept = reference.kept_channels(h.shape[1])
+            pairs = [(name, blocks[name][:, :kept]) for name in "ifgo"]
+            activated = [block.tanh() if name == "g" else block.sigmoid() for name, block in pairs]
             gates.append(torch.cat(activated, 1).flatten(2).transpose(1, 2))
         if save != "none":
             cells.append(c.flatten(2).transpose(1, 2))
@@ -59,12 +62,13 @@ def composed_backward(
     gates: Tensor,
     cells: Tensor,
     order: str,
+    precision: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     """A kernel of `conv_lstm_1x1_backward` for any device, see `reference.conv_lstm_1x1_backward`."""
     if h.numel() == 0:
         return reference.conv_lstm_1x1_backward(
-            grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, output_mask
+            grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, precision, output_mask
         )
     layout, batch = common_layout(x), len(h)
     inputs, steps = x.shape[1], len(x) // batch

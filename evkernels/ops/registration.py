@@ -118,6 +118,16 @@ def needs_reference() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+@torch.compiler.assume_constant_result
+def matmul_precision() -> str:
+    """`torch.get_float32_matmul_precision()`, which torch.compile cannot trace itself.
+
+    A compiled function is compiled anew when the switch leaves "highest" or returns to it, by PyTorch's own guard, but
+    not between "high" and "medium".
+    """
+    return torch.get_float32_matmul_precision()
+
+
 def common_layout(tensor: Tensor) -> torch.memory_format:
     """The layout that kernels work in and return: channels_last if `tensor` is, contiguous otherwise."""
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):

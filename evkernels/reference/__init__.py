@@ -4,7 +4,12 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
-from evkernels.reference.conv_lstm_1x1 import conv_lstm_1x1, conv_lstm_1x1_backward, conv_lstm_1x1_kernel
+from evkernels.reference.conv_lstm_1x1 import (
+    conv_lstm_1x1,
+    conv_lstm_1x1_backward,
+    conv_lstm_1x1_kernel,
+    kept_channels,
+)
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import (
     event_histogram,
@@ -56,6 +61,7 @@ __all__ = [
     "gru_reset_backward",
     "gru_update",
     "gru_update_backward",
+    "kept_channels",
     "learnable_time_embedding",
     "learnable_time_embedding_backward",
     "lstm_gates",
