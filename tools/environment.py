@@ -22,6 +22,8 @@ STAMPS = VENV / "stamps"
 LOGS = ROOT / "build" / "log"
 TOOLS = ["pip", "setuptools>=77", "wheel", "pybind11>=2.13", "ninja"]
 TORCH = os.environ.get("TORCH") or "torch==2.13.0"
+# Networks that the tests convert. They import torch alone, but name torchvision, which would bring another torch.
+MODELS = ["geffnet==1.0.2", "pytorchcv==0.0.74"]
 SWITCHES = ("CXX", "CUDA_HOME", "CUDA_PATH", "DEBUG", "EVKERNELS_CUDA", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST")
 
 
@@ -48,6 +50,8 @@ def main(extras: list[str]) -> None:
     # The package is there already, so pip installs what its extras ask for and nothing else.
     wanted = f"evkernels[{','.join(sorted(extras))}]"
     step(wanted, [torch, (ROOT / "pyproject.toml").read_bytes()], pip(wanted))
+    if "test" in extras:
+        step("models of other projects", [torch, MODELS], pip("--no-deps", *MODELS))
 
 
 def step(name: str, inputs: list, command: list, is_done: Callable[[], bool] = lambda: True) -> None:

@@ -54,7 +54,7 @@ EVKERNELS_INLINE void convolve_tap(const Plane<T>& p, const T* at, const Lanes<W
 #pragma GCC unroll 4
   for (int o = 0; o < kBlock; ++o) {
     const int64_t r = i - o * kStride;
-    if (r >= 0 && r < k) sum[o] += x * (kSize ? weight[r * k + c] : V{} + p.filter[r * k + c]);
+    if (r >= 0 && r < k) sum[o] += x * (kSize ? weight[r * k + c] : p.filter[r * k + c] - V{});
   }
 }
 
@@ -89,10 +89,10 @@ template <int kSize, int kStride, class T>
 static void convolve_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
   using V = typename Arithmetic<Wide<T>>::Type;
   constexpr int kLanes = Arithmetic<Wide<T>>::kLanes;
-  const V bias = V{} + (p.bias ? *p.bias : Wide<T>{});
+  const V bias = (p.bias ? *p.bias : Wide<T>{}) - V{};
   V weight[kSize ? kSize * kSize : 1];
 #pragma GCC unroll 25
-  for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = in_register(V{} + p.filter[tap]);
+  for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = in_register(p.filter[tap] - V{});
   const int64_t apart = kSize ? 1 : p.dilation, pitch = apart * p.out_width, next = (kBlock - 1) * apart + 1;
   for (int64_t block = first; block < last; block += (block - first) % (kBlock * apart) < apart - 1 ? 1 : next) {
     Wide<T>* const to = out + (block - first) * p.out_width;
@@ -138,7 +138,7 @@ EVKERNELS_INLINE void transposed_taps(const Plane<T>& p, const T* at, const Lane
 #pragma GCC unroll 2
     for (int b = 0; b < 2; ++b) {
       const int64_t r = 2 * t + a, c = 2 * h + b;
-      if (r < k && c < k) sum[a][b] += d * (kSize ? weight[r * k + c] : V{} + p.filter[r * k + c]);
+      if (r < k && c < k) sum[a][b] += d * (kSize ? weight[r * k + c] : p.filter[r * k + c] - V{});
     }
   }
 }
@@ -172,7 +172,7 @@ static void transposed_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first
   const int64_t reach = (p.k + 1) / 2;
   V weight[kSize ? kSize * kSize : 1];
 #pragma GCC unroll 25
-  for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = in_register(V{} + p.filter[tap]);
+  for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = in_register(p.filter[tap] - V{});
   for (int64_t y = (first + p.padding) / 2; 2 * y < last + p.padding; ++y) {
     const T* row[(kLargestFilter + 1) / 2];
     for (int64_t t = 0; t < reach; ++t) row[t] = y - t >= 0 && y - t < p.height ? p.x + (y - t) * p.width : nullptr;

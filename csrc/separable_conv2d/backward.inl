@@ -9,38 +9,14 @@
 // Tiles of one group: enough that adding up the groups costs little, few enough that sums in float stay accurate.
 EVKERNELS_INLINE int64_t tiles_per_group(int64_t tiles) { return smaller(larger(4, (tiles + 15) / 16), 32); }
 
-static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_last) {
-  const int64_t tiles = separable_conv2d_tiles(s, channels_last);
-  return (tiles + tiles_per_group(tiles) - 1) / tiles_per_group(tiles);
+static int64_t separable_conv2d_backward_tiles(const SeparableShape& s, bool channels_last) {
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  return channels_last ? (pixels + kPixelsBackward - 1) / kPixelsBackward : separable_conv2d_tiles(s, false);
 }
 
-// result [rows, columns] = start + a * b in blocks; result's rows are a multiple of kRows, its columns of the lanes. b
-// is packed in panels if b_stride is 0.
-template <Start start, class V, class R>
-static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
-                     const R* bias, int64_t columns, int64_t depth, R* result, int64_t result_stride) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(R), kPanel = kVectors * lanes;
-  for (int64_t j = 0; j < columns; j += kPanel) {
-    const int64_t width = smaller(kPanel, round_up(columns - j, lanes));
-    const R* const panel = b_stride ? b + j : b + j * depth;
-    const int64_t panel_stride = b_stride ? b_stride : width;
-    for (int64_t m = 0; m < rows; m += kRows) {
-      const R* const block_bias = !bias ? nullptr : start == Start::kRowBias ? bias + m : bias + j;
-      const R* const block = a + m * a_stride;
-      R* const to = result + m * result_stride + j;
-      if (width == lanes) {
-        product<1, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
-      } else if (width == 2 * lanes) {
-        product<2, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
-      } else if constexpr (kVectors > 2) {
-        if (width == 3 * lanes) {
-          product<3, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
-        } else {
-          product<4, start, V>(block, a_stride, a_step, panel, panel_stride, block_bias, depth, to, result_stride);
-        }
-      }
-    }
-  }
+static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_last) {
+  const int64_t tiles = separable_conv2d_backward_tiles(s, channels_last);
+  return (tiles + tiles_per_group(tiles) - 1) / tiles_per_group(tiles);
 }
 
 // to = gradient at `pre` of an activation whose output's gradient is `from`; [rows, columns], each at its own stride.
@@ -79,10 +55,10 @@ struct TileBuffers {
 
 template <class T>
 static TileBuffers<Compute<T>> tile_buffers(Compute<T>* memory, const SeparableShape& s, bool channels_last) {
-  const int64_t pixels = channels_last ? kPixelsLast : kPixelsFirst;
+  const int64_t pixels = channels_last ? kPixelsBackward : kPitch;
   // A vector behind each buffer, where blocks reach over the end.
-  const int64_t inner = pixels * round_up(round_up(s.channels, 16), kRows) + 16;
-  const int64_t outer = pixels * round_up(round_up(s.outputs, 16), kRows) + 16;
+  const int64_t inner = pixels * larger(packed_at<T>(nullptr, s).pitch, round_up(s.channels, kStep)) + 16;
+  const int64_t outer = pixels * round_up(round_up(s.outputs, 16), kStep) + 16;
   TileBuffers<Compute<T>> b;
   b.pre = memory;
   b.a = b.pre + inner;
@@ -149,7 +125,7 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
   const Tiling t = tiling_of(s);
   const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
   const int64_t outputs = round_up(O, kLanes), sums_size = separable_conv2d_sums_size<T>(s);
-  const int64_t tiles = separable_conv2d_tiles(s, channels_last), per_group = tiles_per_group(tiles);
+  const int64_t tiles = separable_conv2d_backward_tiles(s, channels_last), per_group = tiles_per_group(tiles);
   const bool recompute = s.output_activation != Activation::kNone;
   for (int64_t group = begin; group < end; ++group) {
     R* const d_weight = sums + group * sums_size;
@@ -157,44 +133,44 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
     for (int64_t k = 0; k < sums_size; ++k) d_weight[k] = 0;
     for (int64_t tile = group * per_group; tile < smaller((group + 1) * per_group, tiles); ++tile) {
       if (channels_last) {
-        const int64_t first = tile * kPixelsLast, count = smaller(kPixelsLast, s.batch * pixels - first);
+        const int64_t first = tile * kPixelsBackward, count = smaller(kPixelsBackward, s.batch * pixels - first);
         depthwise_last(x, p, b.pre, s, first, count);
-        __builtin_memcpy(b.a, b.pre, count * p.channels * sizeof(R));
-        activate_buffer<V>(s.activation, b.a, count * p.channels);
+        __builtin_memcpy(b.a, b.pre, count * p.pitch * sizeof(R));
+        activate_buffer<V>(s.activation, b.a, count * p.pitch);
         if (recompute) {
-          multiply<Start::kColumnBias, V, R>(b.a, p.channels, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
+          multiply<Start::kColumnBias, V, R>(b.a, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
                                              outputs);
         }
         gradient_of<V>(s.output_activation, b.y, outputs, d_output + first * O, O, b.d_y, outputs, count, O);
-        multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.channels);
-        multiply<Start::kResult, V, R>(b.d_y, 1, outputs, O, b.a, p.channels, nullptr, C, count, d_weight, p.channels);
+        multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.pitch);
+        multiply<Start::kResult, V, R>(b.d_y, 1, outputs, O, b.a, p.pitch, nullptr, C, count, d_weight, p.channels);
         for (int64_t o = 0; o < O; o += kLanes) {
           V sum = {};
           for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * outputs + o);
           store(d_bias + o, load(d_bias + o) + sum);
         }
-        gradient_of<V>(s.activation, b.pre, p.channels, b.d_a, p.channels, d_pre + first * C, C, count, C);
+        gradient_of<V>(s.activation, b.pre, p.pitch, b.d_a, p.pitch, d_pre + first * C, C, count, C);
       } else {
         const auto [sample, first, count] = depthwise_first(x, p, b.pre, b.unpacked, s, t, tile);
-        __builtin_memcpy(b.a, b.pre, C * kPixelsFirst * sizeof(R));
-        activate_buffer<V>(s.activation, b.a, C * kPixelsFirst);
+        __builtin_memcpy(b.a, b.pre, C * kPitch * sizeof(R));
+        activate_buffer<V>(s.activation, b.a, C * kPitch);
         for (int64_t c = 0; c < C; ++c) {
-          for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPixelsFirst + k];
+          for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPitch + k];
         }
         if (recompute) {
-          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPixelsFirst, p.pointwise_bias, count, C, b.y,
-                                          kPixelsFirst);
+          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y,
+                                          kPitch);
         }
-        gradient_of<V>(s.output_activation, b.y, kPixelsFirst, d_output + sample * O * pixels + first, pixels, b.d_y,
-                       kPixelsFirst, O, count);
-        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPixelsFirst, nullptr, count, O, b.d_a,
-                                        kPixelsFirst);
-        multiply<Start::kResult, V, R>(b.d_y, kPixelsFirst, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
+        gradient_of<V>(s.output_activation, b.y, kPitch, d_output + sample * O * pixels + first, pixels, b.d_y,
+                       kPitch, O, count);
+        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a,
+                                        kPitch);
+        multiply<Start::kResult, V, R>(b.d_y, kPitch, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
                                        p.channels);
         for (int64_t o = 0; o < O; ++o) {
-          d_bias[o] += sum_of<T>(b.d_y + o * kPixelsFirst, count);
+          d_bias[o] += sum_of<T>(b.d_y + o * kPitch, count);
         }
-        gradient_of<V>(s.activation, b.pre, kPixelsFirst, b.d_a, kPixelsFirst, d_pre + sample * C * pixels + first,
+        gradient_of<V>(s.activation, b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first,
                        pixels, C, count);
       }
     }

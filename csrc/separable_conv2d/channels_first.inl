@@ -77,7 +77,7 @@ static void depthwise_row(const R* __restrict__ rows, int64_t row_stride, const 
   constexpr int64_t lanes = sizeof(V) / sizeof(R);
   const int64_t size = known ? known : given;
   for (int64_t p = 0; p < count; p += lanes) {
-    V sum = V{} + bias;
+    V sum = bias - V{};
 #pragma GCC unroll 5
     for (int64_t ky = 0; ky < size; ++ky) {
 #pragma GCC unroll 5
@@ -105,8 +105,8 @@ struct PixelRange {
   int64_t sample, first, count;
 };
 
-// The depthwise result of a tile, without activation, into a [C, kPixelsFirst] and a vector behind it. `unpacked` holds
-// one patch.
+// The depthwise result of a tile, without activation, into a [C, kPitch] and a vector behind it. `unpacked` holds one
+// patch.
 template <class T, class R>
 static PixelRange depthwise_first(const T* __restrict__ x, const Packed<R>& p, R* __restrict__ a,
                                   R* __restrict__ unpacked, const SeparableShape& s, const Tiling& t, int64_t tile) {
@@ -121,34 +121,33 @@ static PixelRange depthwise_first(const T* __restrict__ x, const Packed<R>& p, R
       // Vectors reach behind the row; the next row, or the next channel, overwrites what they leave there.
       depthwise_row_of<typename Arithmetic<T>::Type>(s, unpacked + r * s.stride * patch.stride, patch.stride,
                                                      p.depthwise + c * s.size * s.size, p.depthwise_bias[c],
-                                                     a + c * kPixelsFirst + r * columns, columns);
+                                                     a + c * kPitch + r * columns, columns);
     }
   }
   return {sample, line * s.out_width + column, lines * columns};
 }
 
-// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds (C + 1) * kPixelsFirst elements and a patch.
+// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds a tile, one panel of the output and a patch.
 template <class T>
 static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
                                             Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kBlock = kVectors * Arithmetic<T>::kLanes;
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
-  const int64_t pixels = s.out_height * s.out_width;
+  const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
   const Tiling t = tiling_of(s);
+  R* const panel = buffer + (C + 1) * kPitch;
+  R* const unpacked = panel + kPanel * round_up(O, kStep);
   for (int64_t tile = begin; tile < end; ++tile) {
-    const auto [sample, first, count] =
-        depthwise_first(x, p, buffer, buffer + (s.channels + 1) * kPixelsFirst, s, t, tile);
-    activate_buffer<V>(s.activation, buffer, s.channels * kPixelsFirst);
-    for (int64_t k = 0; k < count; k += kBlock) {
-      const int64_t width = smaller(kBlock, count - k);
-      for (int64_t o = 0; o < s.outputs; o += kRows) {
-        product_columns<Start::kRowBias, V, R>(width, p.pointwise + o * s.channels, s.channels, buffer + k,
-                                               kPixelsFirst, p.pointwise_bias + o, s.channels, s.output_activation,
-                                               y + (sample * s.outputs + o) * pixels + first + k, pixels,
-                                               smaller(kRows, s.outputs - o));
-      }
+    const auto [sample, first, count] = depthwise_first(x, p, buffer, unpacked, s, t, tile);
+    activate_buffer<V>(s.activation, buffer, C * kPitch);
+    for (int64_t k = 0; k < count; k += kPanel) {
+      const int64_t columns = smaller(kPanel, count - k);
+      multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, buffer + k, kPitch, p.pointwise_bias, columns, C, panel,
+                                      kPanel);
+      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + sample * O * pixels + first + k, pixels, O,
+                          columns);
     }
   }
 }

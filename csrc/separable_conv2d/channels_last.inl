@@ -38,7 +38,7 @@ EVKERNELS_INLINE void depthwise_inner(const T* __restrict__ x, int64_t step, int
   }
 }
 
-// The depthwise result of the output pixels [first, first + count), without activation, into a [count, p.channels].
+// The depthwise result of the output pixels [first, first + count), without activation, into a [count, p.pitch].
 template <class T, class R>
 static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __restrict__ a, const SeparableShape& s,
                            int64_t first, int64_t count) {
@@ -64,16 +64,16 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
     for (int64_t c = 0; c < C; c += kLanes) {
       const R* const w = p.depthwise + c;
       const V bias = load(p.depthwise_bias + c);
-      R* const result = a + done * p.channels + c;
+      R* const result = a + done * p.pitch + c;
       const bool fits = corner + c + (end - 1) * step + (K - 1) * (row + C) + kLanes <= total;
       const int64_t stop = fits ? end : begin;
       if (begin < stop) {
         const T* const source = x + corner + c + begin * step;
         if (K == 3) {
-          depthwise_inner<3>(source, step, row, C, w, p.channels, bias, result + begin * p.channels, p.channels,
+          depthwise_inner<3>(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch,
                              stop - begin);
         } else {
-          depthwise_inner<5>(source, step, row, C, w, p.channels, bias, result + begin * p.channels, p.channels,
+          depthwise_inner<5>(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch,
                              stop - begin);
         }
       }
@@ -81,33 +81,31 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
         const int64_t left = (column + k) * s.stride - s.padding;
         const V sum = depthwise_pixel<T, V>(x, total, corner + c + k * step, row, C, w, p.channels, K, y_begin, y_end,
                                             larger(0, -left), smaller(K, s.width - left), bias);
-        store(result + k * p.channels, sum);
+        store(result + k * p.pitch, sum);
       }
     }
   }
 }
 
-// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds kPixelsLast * p.channels elements.
+// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds them and one panel of the output.
 template <class T>
 static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
                                            Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kPanel = kVectors * kLanes;
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
-  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  const int64_t C = s.channels, O = s.outputs, pixels = s.batch * s.out_height * s.out_width;
+  R* const panel = buffer + kPixelsLast * p.pitch;
   for (int64_t first = begin * kPixelsLast; first < smaller(end * kPixelsLast, pixels); first += kPixelsLast) {
     const int64_t count = smaller(kPixelsLast, pixels - first);
     depthwise_last(x, p, buffer, s, first, count);
-    activate_buffer<V>(s.activation, buffer, count * p.channels);
-    for (int64_t o = 0; o < s.outputs; o += kPanel) {
-      const int64_t columns = smaller(kPanel, s.outputs - o);
-      for (int64_t m = 0; m < count; m += kRows) {
-        product_columns<Start::kColumnBias, V, R>(
-            columns, buffer + m * p.channels, p.channels, p.pointwise + o * s.channels, round_up(columns, kLanes),
-            p.pointwise_bias + o, s.channels, s.output_activation, y + (first + m) * s.outputs + o, s.outputs,
-            smaller(kRows, count - m));
-      }
+    activate_buffer<V>(s.activation, buffer, count * p.pitch);
+    for (int64_t o = 0; o < O; o += kPanel) {
+      const int64_t columns = smaller(kPanel, O - o);
+      multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
+                                         columns, C, panel, kPanel);
+      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + first * O + o, O, count, columns);
     }
   }
 }

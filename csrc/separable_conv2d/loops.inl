@@ -11,12 +11,18 @@
 
 #include "common/activations.inl"
 
-constexpr int kRows = 6;
-constexpr int kVectors = EVKERNELS_LANES == 16 ? 4 : 2;
+// A register block of a product. Two vectors wide, so that a panel of 256 rows fits into the first-level cache; 6 x 4
+// took 1.2 times as long there. Fewer rows than kRows come in steps of kStep.
+constexpr int kRows = EVKERNELS_LANES == 16 ? 12 : 6;
+constexpr int kStep = kRows / 3;
+constexpr int kVectors = 2;
 // Pixels of a tile. A multiple of kRows and of kVectors * lanes in turn, small enough for buffer and weights to stay in
-// the second-level cache, in channels_last nearly in the first.
-constexpr int64_t kPixelsLast = 48;
+// the second-level cache, in channels_last nearly in the first. The sums of the backward pass are loaded and stored
+// once per tile, which larger tiles make up for.
+constexpr int64_t kPixelsLast = 48, kPixelsBackward = 96;
 constexpr int64_t kPixelsFirst = 192;
+// Between the channels of an NCHW tile: an odd number of cache lines, or panels would crowd into few sets.
+constexpr int64_t kPitch = kPixelsFirst + 16;
 
 EVKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 EVKERNELS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -30,12 +36,13 @@ struct Packed {
   R* pointwise;  // channels_last: panels [C, kVectors * lanes], the last one narrower; NCHW: [outputs rounded up, C]
   R* pointwise_bias;  // [outputs rounded up]
   int64_t channels, outputs, size;
+  int64_t pitch;  // between the pixels of a channels_last tile: channels, if that is no power of two times 256
 };
 
 template <class T>
 static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s) {
   const int64_t channels = round_up(s.channels, Arithmetic<T>::kLanes);
-  const int64_t outputs = round_up(round_up(s.outputs, kRows), Arithmetic<T>::kLanes);
+  const int64_t outputs = round_up(round_up(s.outputs, kStep), Arithmetic<T>::kLanes);
   Packed<Compute<T>> p;
   p.depthwise = memory;
   p.depthwise_bias = p.depthwise + s.size * s.size * channels;
@@ -44,6 +51,7 @@ static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s)
   p.channels = channels;
   p.outputs = outputs;
   p.size = p.pointwise_bias + outputs - memory;
+  p.pitch = channels % 256 ? channels : channels + 16;
   return p;
 }
 
@@ -102,78 +110,88 @@ static void activate_buffer(Activation kind, R* values, int64_t count) {
 // What is added to the sums of a product: a bias per column or per row (null: nothing), or what the result holds.
 enum class Start { kColumnBias, kRowBias, kResult };
 
-// kRows x (vectors * lanes) of a product: result[m][j] = sum over k of a[m * a_stride + k * a_step] * b[k][j].
-template <int vectors, Start start, class V, class R>
-EVKERNELS_INLINE void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, const R* __restrict__ b,
-                              int64_t b_stride, const R* __restrict__ bias, int64_t depth, R* __restrict__ result,
-                              int64_t result_stride) {
+// rows x (vectors * lanes) of a product: result[m][j] = sum over k of a[m * a_stride + k * a_step] * b[k][j].
+template <int rows, int vectors, Start start, class V, class R>
+static void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, const R* __restrict__ b,
+                    int64_t b_stride, const R* __restrict__ bias, int64_t depth, R* __restrict__ result,
+                    int64_t result_stride) {
   constexpr int lanes = sizeof(V) / sizeof(R);
-  V sum[kRows][vectors];
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
+  V sum[rows][vectors];
+#pragma GCC unroll 12
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 2
     for (int n = 0; n < vectors; ++n) {
       sum[m][n] = start == Start::kResult ? (V)load(result + m * result_stride + n * lanes) : V{};
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
     V column[vectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int n = 0; n < vectors; ++n) column[n] = load(b + k * b_stride + n * lanes);
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      const V row = V{} + a[m * a_stride + k * a_step];
-#pragma GCC unroll 4
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; ++m) {
+      const V row = a[m * a_stride + k * a_step] - V{};  // a broadcast; 0 + a is an addition
+#pragma GCC unroll 2
       for (int n = 0; n < vectors; ++n) sum[m][n] += row * column[n];
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
+#pragma GCC unroll 12
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 2
     for (int n = 0; n < vectors; ++n) {
       // The bias comes last: a sum that starts from a large one rounds every small product to the bias's own unit.
-      if (start == Start::kRowBias && bias) sum[m][n] += bias[m];
+      if (start == Start::kRowBias && bias) sum[m][n] += bias[m] - V{};
       if (start == Start::kColumnBias && bias) sum[m][n] += (V)load(bias + n * lanes);
       store(result + m * result_stride + n * lanes, sum[m][n]);
     }
   }
 }
 
-// One register block, from the product to the output: y [rows, columns] at a stride of y_stride.
-template <int vectors, Start start, class V, class R, class T>
-static void product_block(const R* a, int64_t a_stride, const R* b, int64_t b_stride, const R* bias, int64_t depth,
-                          Activation activation, T* __restrict__ y, int64_t y_stride, int64_t rows, int64_t columns) {
-  constexpr int lanes = sizeof(V) / sizeof(R);
-  alignas(64) R tile[kRows * vectors * lanes];
-  product<vectors, start, V>(a, a_stride, 1, b, b_stride, bias, depth, tile, vectors * lanes);
-  activate_buffer<V>(activation, tile, rows * vectors * lanes);
-  for (int64_t m = 0; m < rows; ++m) {
-    for (int n = 0; n < vectors; ++n) {
-      const V value = load(tile + (m * vectors + n) * lanes);
-      const int64_t left = columns - n * lanes;
-      if (left >= lanes) {
-        store(y + m * y_stride + n * lanes, value);
-      } else if (left > 0) {
-        store_partial(y + m * y_stride + n * lanes, value, left);
-      }
-    }
+// The blocks of one panel of b; result's rows are a multiple of kStep.
+template <int vectors, Start start, class V, class R>
+static void multiply_panel(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
+                           const R* bias, int64_t depth, R* result, int64_t result_stride) {
+  constexpr auto whole = product<kRows, vectors, start, V, R>, most = product<2 * kStep, vectors, start, V, R>,
+                 least = product<kStep, vectors, start, V, R>;
+  for (int64_t m = 0; m < rows;) {
+    const int64_t left = rows - m;
+    (left > 2 * kStep ? whole : left > kStep ? most : least)(a + m * a_stride, a_stride, a_step, b, b_stride,
+                                                             bias && start == Start::kRowBias ? bias + m : bias, depth,
+                                                             result + m * result_stride, result_stride);
+    m += left > 2 * kStep ? kRows : left > kStep ? 2 * kStep : kStep;
   }
 }
 
-// product_block for as many vectors as `columns` needs.
-template <Start start, class V, class R, class... Rest>
-EVKERNELS_INLINE void product_columns(int64_t columns, Rest... rest) {
-  switch ((columns + sizeof(V) / sizeof(R) - 1) / (sizeof(V) / sizeof(R))) {
-    case 1:
-      return product_block<1, start, V, R>(rest..., columns);
-    case 2:
-      return product_block<2, start, V, R>(rest..., columns);
-    case 3:
-      if constexpr (kVectors > 2) return product_block<3, start, V, R>(rest..., columns);
-      break;
-    default:
-      if constexpr (kVectors > 2) return product_block<4, start, V, R>(rest..., columns);
+// result [rows, columns] = start + a * b; columns are rounded up to the lanes, rows to kRows. b is packed in panels if
+// b_stride is 0.
+template <Start start, class V, class R>
+static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
+                     const R* bias, int64_t columns, int64_t depth, R* result, int64_t result_stride) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R), kPanel = kVectors * lanes;
+  for (int64_t j = 0; j < columns; j += kPanel) {
+    const int64_t width = smaller(kPanel, round_up(columns - j, lanes));
+    (width == lanes ? multiply_panel<1, start, V, R> : multiply_panel<2, start, V, R>)(
+        a, a_stride, a_step, rows, b_stride ? b + j : b + j * depth, b_stride ? b_stride : width,
+        bias && start == Start::kColumnBias ? bias + j : bias, depth, result + j, result_stride);
   }
+}
+
+// to [rows, columns] = activation(from), rounded, each at its own stride.
+template <Activation kind, class V, class R, class T>
+static void activate_rows(const R* __restrict__ from, int64_t from_stride, T* __restrict__ to, int64_t to_stride,
+                          int64_t rows, int64_t columns) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t m = 0; m < rows; ++m, from += from_stride, to += to_stride) {
+    int64_t k = 0;
+    for (; k + lanes <= columns; k += lanes) store(to + k, activate<kind>((V)load(from + k)));
+    if (k < columns) store_partial(to + k, activate<kind>((V)load_partial(from + k, columns - k)), columns - k);
+  }
+}
+
+template <class V, class... Rest>
+EVKERNELS_INLINE void activate_rows_of(Activation kind, Rest... rest) {
+  with_activation(kind, [&](auto constant)
+                            __attribute__((always_inline)) { activate_rows<decltype(constant)::value, V>(rest...); });
 }
 
 #include "separable_conv2d/channels_last.inl"
@@ -187,8 +205,9 @@ static int64_t separable_conv2d_tiles(const SeparableShape& s, bool channels_las
 // Elements that each thread needs.
 template <class T>
 static int64_t separable_conv2d_buffer_size(const SeparableShape& s, bool channels_last) {
-  return channels_last ? kPixelsLast * round_up(s.channels, Arithmetic<T>::kLanes)
-                       : (s.channels + 1) * kPixelsFirst + separable_conv2d_patch_size(s);
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
+  return channels_last ? kPixelsLast * (packed_at<T>(nullptr, s).pitch + kPanel)
+                       : (s.channels + 1) * kPitch + kPanel * round_up(s.outputs, kStep) + separable_conv2d_patch_size(s);
 }
 
 #include "separable_conv2d/backward.inl"
