@@ -31,6 +31,8 @@ WITHOUT = {
     "conv_lstm_1x1": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Two matrix products and pointwise work: on GPUs the reference, made of PyTorch's own operators, serves.
     "learnable_time_embedding": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.
+    "separable_norm_conv2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
 }
 FOLDERS = ("evkernels", "csrc", "triton_kernels", "tests", "benchmarks", "tools")
 SUFFIXES = (".py", ".cpp", ".h", ".inl", ".cuh", ".cu")

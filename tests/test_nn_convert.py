@@ -308,14 +308,14 @@ def test_leaves_other_cells_alone(make, why):
 
 
 # Written by others against plain PyTorch; `make test` installs geffnet and pytorchcv, the other two where they are.
-PUBLISHED = (
-    *(("geffnet", name) for name in ("mobilenetv2_100", "mobilenetv3_rw", "mnasnet_small", "efficientnet_lite0", "mixnet_s")),
-    *(("pytorchcv.models.mobilenet", name) for name in ("mobilenet_wd4", "fdmobilenet_wd4")),
-    *(("pytorchcv.models.mobilenetv2", name) for name in ("mobilenetv2_wd4",)),
-    *(("pytorchcv.models.shufflenetv2", name) for name in ("shufflenetv2_wd2",)),
-    *(("timm", name) for name in ("mobilenetv2_050", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto")),
-    *(("torchvision.models", name) for name in ("mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5")),
-)  # fmt: skip
+PUBLISHED = {
+    "geffnet": ("mobilenetv2_100", "mobilenetv3_rw", "mnasnet_small", "efficientnet_lite0", "mixnet_s"),
+    "pytorchcv.models.mobilenet": ("mobilenet_wd4", "fdmobilenet_wd4"),
+    "pytorchcv.models.mobilenetv2": ("mobilenetv2_wd4",),
+    "pytorchcv.models.shufflenetv2": ("shufflenetv2_wd2",),
+    "timm": ("mobilenetv2_050", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto"),
+    "torchvision.models": ("mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5"),
+}
 
 
 def published(library, name):
@@ -330,12 +330,11 @@ def published(library, name):
 
 
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize(("library", "name"), PUBLISHED)
+@pytest.mark.parametrize(("library", "name"), [(key, name) for key, names in PUBLISHED.items() for name in names])
 def test_published_models(library, name, fold):
     model = published(library, name)
-    depthwise_layers = {
-        key for key, value in model.named_modules() if isinstance(value, nn.Conv2d) and 1 < value.groups == value.in_channels
-    }
+    layers = {key: value for key, value in model.named_modules() if isinstance(value, nn.Conv2d)}
+    depthwise_layers = {key for key, value in layers.items() if 1 < value.groups == value.in_channels}
     for module in model.double().modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -54,6 +54,45 @@ def test_block_is_the_plain_sequential(training, k, stride, layout):
     assert block(x).is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize(("layout", "groups", "stride"), [(LAYOUTS[0], 0, 1), (LAYOUTS[1], 1, 1), (LAYOUTS[0], 3, 2)])
+def test_block_with_group_norms_and_residual(layout, groups, stride):
+    block = SeparableBlock(6, 6, 3, stride, "silu", groups, residual=stride == 1).double()
+    norm = (lambda: nn.GroupNorm(groups, 6)) if groups else (lambda: nn.BatchNorm2d(6))
+    plain = nn.Sequential(
+        nn.Conv2d(6, 6, 3, stride, 1, groups=6), norm(), nn.SiLU(), nn.Conv2d(6, 6, 1), norm(), nn.SiLU()
+    ).double()
+    plain.load_state_dict(block.state_dict())
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    with_residual = (lambda x: plain(x) + x) if stride == 1 else plain
+    for training in (True, False):
+        block.train(training), plain.train(training)
+        torch.testing.assert_close(block(x), with_residual(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_are_those_of_batch_norm(momentum):
+    block, plain = SeparableBlock(5, 7), plain_block(5, 7)
+    plain.load_state_dict(block.state_dict())
+    for index in (1, 4):
+        block[index].momentum = plain[index].momentum = momentum
+    for step in range(3):
+        x = torch.randn(2, 5, 9, 8) + step
+        block(x), plain(x)
+    for actual, expected in zip(block.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_block_keeps_less_than_the_sequential():
+    """Of the maps, the input and the pointwise result alone; the Sequential keeps the input of every layer."""
+    kept = []
+    for block in (SeparableBlock(8, 16), plain_block(8, 16)):
+        saved = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.setdefault(t.data_ptr(), t), lambda t: t):
+            y = block(torch.randn(1, 8, 20, 20, requires_grad=True))
+        kept.append(sum(t.numel() for t in saved.values() if t.dim() == 4 and t.shape[-1] == y.shape[-1]))
+    assert kept[0] <= 0.6 * kept[1]
+
+
 def test_block_has_the_keys_of_the_sequential():
     assert list(SeparableBlock(3, 4).state_dict()) == list(plain_block(3, 4).state_dict())
 

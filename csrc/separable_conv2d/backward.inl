@@ -83,21 +83,6 @@ static int64_t separable_conv2d_sums_size(const SeparableShape& s) {
   return p.outputs * p.channels + p.outputs;
 }
 
-// channels_last only: the pointwise weight once more, in panels [O, kVectors * lanes] for the product with d_y.
-template <class T>
-static void separable_conv2d_pack_backward(const T* __restrict__ pointwise, Compute<T>* __restrict__ panels,
-                                           const SeparableShape& s) {
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
-  for (int64_t first = 0; first < s.channels; first += kPanel) {
-    const int64_t columns = smaller(kPanel, s.channels - first);
-    const int64_t width = round_up(columns, Arithmetic<T>::kLanes);
-    for (int64_t o = 0; o < s.outputs; ++o) {
-      Compute<T>* const row = panels + first * s.outputs + o * width;
-      for (int64_t c = 0; c < width; ++c) row[c] = c < columns ? to_float(pointwise[o * s.channels + first + c]) : 0;
-    }
-  }
-}
-
 template <class T>
 EVKERNELS_INLINE Compute<T> sum_of(const Compute<T>* __restrict__ values, int64_t count) {
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
@@ -158,20 +143,18 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
           for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPitch + k];
         }
         if (recompute) {
-          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y,
-                                          kPitch);
+          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y, kPitch);
         }
-        gradient_of<V>(s.output_activation, b.y, kPitch, d_output + sample * O * pixels + first, pixels, b.d_y,
-                       kPitch, O, count);
-        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a,
-                                        kPitch);
+        gradient_of<V>(s.output_activation, b.y, kPitch, d_output + sample * O * pixels + first, pixels, b.d_y, kPitch,
+                       O, count);
+        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a, kPitch);
         multiply<Start::kResult, V, R>(b.d_y, kPitch, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
                                        p.channels);
         for (int64_t o = 0; o < O; ++o) {
           d_bias[o] += sum_of<T>(b.d_y + o * kPitch, count);
         }
-        gradient_of<V>(s.activation, b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first,
-                       pixels, C, count);
+        gradient_of<V>(s.activation, b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first, pixels, C,
+                       count);
       }
     }
   }

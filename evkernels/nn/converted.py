@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.nn.separable import folded
+from evkernels.nn.separable import folded, normalized
 from evkernels.ops import registration
 
 Path = tuple[str, ...]
@@ -46,7 +46,7 @@ class FusedSequential(nn.Sequential):
     """A torch.nn.Sequential, nested ones included, in which some neighbours run as one op.
 
     Norms are folded into the convolutions at every call in which they are in evaluation mode, as SeparableBlock does
-    it; while one is in training mode its step runs module by module.
+    it; a step between two norms is one op in training mode too, others run module by module while a norm is in it.
     """
 
     steps: tuple[Step, ...]
@@ -56,6 +56,10 @@ class FusedSequential(nn.Sequential):
             norms = [self._at(path) for path in (step.norm, step.output_norm) if path]
             if step.fused and not any(norm.training for norm in norms):
                 x = self._fused(step, x)
+            elif step.fused and len(norms) == 2 and all(norm.training for norm in norms) and self._is_plain(step):
+                depthwise, pointwise = self._at(step.first), self._at(step.pointwise)
+                activations = (step.activation, step.output_activation)
+                x = normalized(x, depthwise, norms[0], pointwise, norms[1], activations)
             else:
                 for path in step.members:
                     x = self._at(path)(x)
@@ -74,6 +78,9 @@ class FusedSequential(nn.Sequential):
         return ops.separable_conv2d(
             x, weight, output_weight, bias, output_bias, stride, padding, step.activation, step.output_activation
         )
+
+    def _is_plain(self, step: Step) -> bool:
+        return self._at(step.first).padding_mode == "zeros"
 
     def _weights(self, convolution: Path, norm: Path | None) -> tuple[Tensor, Tensor | None]:
         module = self._at(convolution)

@@ -81,7 +81,7 @@ class SeparableConv2d(nn.Module):
 
 
 class SeparableBlock(nn.Sequential):
-    """Depthwise convolution, batch norm, activation, 1 x 1 convolution, batch norm, activation.
+    """Depthwise convolution, norm, activation, 1 x 1 convolution, norm, activation, and a residual connection.
 
     Equivalent to::
 
@@ -91,9 +91,10 @@ class SeparableBlock(nn.Sequential):
         )
 
     and it is that Sequential, with its state-dict keys 0, 1, 3 and 4 (a block of the EfficientConvLSTM encoder). While
-    both norms are in evaluation mode their current statistics are folded into the weights at every call and the block
-    is one fused op; gradients flow through the fold. While a norm is in training mode only the depthwise convolution
-    is fused.
+    both batch norms are in evaluation mode their current statistics are folded into the weights at every call and the
+    block is one op; gradients flow through the fold. While both are in training mode, and with group norms always, it
+    is `evkernels.ops.separable_norm_conv2d`, which keeps the input and the pointwise result alone for the gradient;
+    running statistics are those of nn.BatchNorm2d. With one of them frozen only the depthwise convolution is fused.
 
     Args:
         in_channels: C of the input [N, C, H, W].
@@ -101,37 +102,90 @@ class SeparableBlock(nn.Sequential):
         kernel_size: k, odd and at most 31; the padding is k // 2.
         stride: 1 or 2.
         activation: "none", "relu", "silu", "gelu" (exact, with erf), "gelu_tanh" or "sigmoid", in both places.
+        groups: 0 for batch norms; else both are nn.GroupNorm(groups, channels).
+        residual: Whether the input is added to the output; it needs C = O and stride 1.
+
+    Raises:
+        ValueError: if an option is not among those above.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, activation: str = "gelu"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        activation: str = "gelu",
+        groups: int = 0,
+        residual: bool = False,
     ):
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        if residual and (in_channels != out_channels or stride != 1):
+            raise ValueError(f"residual needs as many outputs as inputs and stride 1, got {out_channels} and {stride}")
         super().__init__(
             nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2, groups=in_channels),
-            nn.BatchNorm2d(in_channels),
+            nn.GroupNorm(groups, in_channels) if groups else nn.BatchNorm2d(in_channels),
             _ACTIVATIONS[activation](),
             nn.Conv2d(in_channels, out_channels, 1),
-            nn.BatchNorm2d(out_channels),
+            nn.GroupNorm(groups, out_channels) if groups else nn.BatchNorm2d(out_channels),
             _ACTIVATIONS[activation](),
         )
         self.activation = activation
+        self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Input [N, C, H, W] to output [N, O, H', W']."""
         depthwise, norm, _, pointwise, output_norm, _ = self
+        activations = (self.activation, self.activation)
+        if has_live_statistics(norm) and has_live_statistics(output_norm):
+            residual = x if self.residual else None
+            return normalized(x, depthwise, norm, pointwise, output_norm, activations, residual)
         window = (depthwise.stride[0], depthwise.padding[0])
-        if norm.training or output_norm.training:
-            x = ops.depthwise_conv2d(x, depthwise.weight, depthwise.bias, *window)
+        if has_live_statistics(norm) or has_live_statistics(output_norm):
+            y = ops.depthwise_conv2d(x, depthwise.weight, depthwise.bias, *window)
             for layer in list(self)[1:]:
-                x = layer(x)
-            return x
-        weight, bias = folded(depthwise, norm)
-        output_weight, output_bias = folded(pointwise, output_norm)
-        return ops.separable_conv2d(
-            x, weight, output_weight, bias, output_bias, *window, self.activation, self.activation
-        )
+                y = layer(y)
+        else:
+            weight, bias = folded(depthwise, norm)
+            output_weight, output_bias = folded(pointwise, output_norm)
+            y = ops.separable_conv2d(x, weight, output_weight, bias, output_bias, *window, *activations)
+        return y + x if self.residual else y
+
+
+def has_live_statistics(norm: nn.Module) -> bool:
+    """Does the norm compute statistics of its input, rather than use those it has?"""
+    return isinstance(norm, nn.GroupNorm) or norm.training
+
+
+def normalized(
+    x: Tensor,
+    depthwise: nn.Conv2d,
+    norm: nn.Module,
+    pointwise: nn.Conv2d,
+    output_norm: nn.Module,
+    activations: tuple[str, str],
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The six layers of a SeparableBlock as one op, with what batch norms do to their buffers in training mode."""
+    weights = (depthwise.weight, pointwise.weight, depthwise.bias, pointwise.bias)
+    norms = (norm, output_norm)
+    affine = (value for layer in norms for value in (layer.weight, layer.bias))
+    groups = (getattr(layer, "num_groups", 0) for layer in norms)
+    options = (depthwise.stride[0], depthwise.padding[0], *activations, *groups, norm.eps, output_norm.eps)
+    y, *statistics = ops.separable_norm_conv2d(x, *weights, *affine, residual, *options)
+    for layer, (mean, variance) in zip(norms, statistics, strict=True):
+        if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+            _update(layer, mean[0], variance[0], y.shape[0] * y.shape[2] * y.shape[3])
+    return y
+
+
+@torch.no_grad()
+def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    norm.num_batches_tracked.add_(1)
+    share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):
+        running.copy_((1 - share) * running + share * value)
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

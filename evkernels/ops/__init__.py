@@ -11,6 +11,7 @@ from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.separable_conv2d import separable_conv2d
+from evkernels.ops.separable_norm_conv2d import separable_norm_conv2d
 from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
 
@@ -24,6 +25,7 @@ __all__ = [
     "learnable_time_embedding",
     "lstm_gates",
     "separable_conv2d",
+    "separable_norm_conv2d",
     "time_surface",
     "voxel_grid",
 ]

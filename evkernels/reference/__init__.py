@@ -30,6 +30,11 @@ from evkernels.reference.learnable_time_embedding import (
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
+from evkernels.reference.separable_norm_conv2d import (
+    separable_norm_conv2d,
+    separable_norm_conv2d_backward,
+    separable_norm_conv2d_kernel,
+)
 from evkernels.reference.time_surface import (
     decayed_time_surface_into_kernel,
     decayed_time_surface_kernel,
@@ -68,6 +73,9 @@ __all__ = [
     "lstm_gates_backward",
     "separable_conv2d",
     "separable_conv2d_backward",
+    "separable_norm_conv2d",
+    "separable_norm_conv2d_backward",
+    "separable_norm_conv2d_kernel",
     "time_surface",
     "time_surface_into_kernel",
     "time_surface_kernel",

@@ -1,0 +1,360 @@
+// Loops of separable_norm_conv2d over tiles of channels_last pixels, compiled once per instruction set.
+//
+// A norm needs all of its input's statistics before the first of its outputs, so that each norm costs a pass over that
+// input. The depthwise result is formed anew in every pass, from x, at k * k multiply-adds per value: less than writing
+// and reading it would cost. The pointwise result is kept, for it costs as much again as the whole block.
+//
+// Forward: moments of the depthwise result; product and its moments, with the first norm folded into the depthwise
+// filters; second norm. Backward: sums of the second norm's gradient; products, and sums of the first norm's; gradient
+// at the depthwise result, from where depthwise_conv2d goes on. Sums are formed per tile in float, relative to the
+// first pixel of their unit where they are moments, and added up in double in an order that the shape alone sets.
+
+#include "separable_conv2d/products.inl"
+
+#include "separable_conv2d/channels_last.inl"
+
+// Tiles that one task sums up: the gradient of the pointwise weight is added up once for each.
+constexpr int64_t kTilesPerUnit = 16;
+
+static int64_t norm_unit_size() { return kPixelsBackward * kTilesPerUnit; }
+
+static int64_t norm_units(const SeparableShape& s) {
+  return (s.out_height * s.out_width + norm_unit_size() - 1) / norm_unit_size();
+}
+
+// Calls f(first pixel of all samples' pixels, how many) for the tiles of a unit; units are numbered through samples.
+template <class F>
+EVKERNELS_INLINE void for_tiles(const SeparableShape& s, int64_t unit, const F& f) {
+  const int64_t pixels = s.out_height * s.out_width, units = norm_units(s), sample = unit / units;
+  const int64_t begin = unit % units * kPixelsBackward * kTilesPerUnit;
+  const int64_t end = smaller(begin + kPixelsBackward * kTilesPerUnit, pixels);
+  for (int64_t k = begin; k < end; k += kPixelsBackward) f(sample * pixels + k, smaller(kPixelsBackward, end - k));
+}
+
+// Adds a vector's lanes to the sums of channels [c, channels).
+template <class V, class R>
+EVKERNELS_INLINE void add_lanes(V sum, double* to, int64_t left) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  R values[lanes];
+  store(values, sum);
+  for (int64_t l = 0; l < smaller(lanes, left); ++l) to[l] += values[l];
+}
+
+// Adds sums of rows - reference and of its square to sums[0] and sums[1] of [channels]; rows are padded to vectors.
+template <class V, class R>
+static void add_moments(const R* __restrict__ rows, int64_t stride, int64_t count, int64_t channels,
+                        const R* __restrict__ reference, double* sums, double* squares) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t c = 0; c < channels; c += lanes) {
+    const V middle = load(reference + c);
+    // Several chains of sums, which hide the latency of an addition.
+    V sum[4] = {}, square[4] = {};
+    int64_t m = 0;
+    for (; m + 4 <= count; m += 4) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const V v = load(rows + (m + j) * stride + c) - middle;
+        sum[j] += v;
+        square[j] += v * v;
+      }
+    }
+    for (; m < count; ++m) {
+      const V v = load(rows + m * stride + c) - middle;
+      sum[0] += v;
+      square[0] += v * v;
+    }
+    add_lanes<V, R>((sum[0] + sum[1]) + (sum[2] + sum[3]), sums + c, channels - c);
+    add_lanes<V, R>((square[0] + square[1]) + (square[2] + square[3]), squares + c, channels - c);
+  }
+}
+
+// Elements of R that each thread needs in any of the passes.
+template <class T>
+static int64_t norm_buffer_size(const SeparableShape& s) {
+  const auto p = packed_at<T>(nullptr, s);
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
+  const int64_t inner = kPixelsBackward * p.pitch, outer = kPixelsBackward * larger(p.outputs, kPanel);
+  return 3 * inner + outer + (s.size * s.size + 1) * p.channels + larger(p.outputs, p.channels) + 64;
+}
+
+// The packed weights with the depthwise filters multiplied by `scale` per channel and their bias by it and shifted.
+template <class R>
+static Packed<R> folded(const Packed<R>& p, const Affine<R>& norm, int64_t taps, R* memory) {
+  Packed<R> q = p;
+  q.depthwise = memory;
+  q.depthwise_bias = memory + taps * p.channels;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    for (int64_t k = 0; k < taps; ++k)
+      q.depthwise[k * p.channels + c] = p.depthwise[k * p.channels + c] * norm.scale[c];
+    q.depthwise_bias[c] = p.depthwise_bias[c] * norm.scale[c] + norm.shift[c];
+  }
+  return q;
+}
+
+// Units [begin, end): moments of the depthwise result, as [unit][reference, sum, sum of squares][C].
+template <class T>
+static void norm_depthwise_moments(const T* x, Compute<T>* packed, double* sums, Compute<T>* buffer,
+                                   const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  const Packed<R> p = packed_at<T>(packed, s);
+  R* const reference = buffer + kPixelsBackward * p.pitch;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    double* const to = sums + unit * 3 * s.channels;
+    for (int64_t c = 0; c < 3 * s.channels; ++c) to[c] = 0;
+    bool is_first = true;
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      depthwise_last(x, p, buffer, s, first, count);
+      if (is_first) {
+        for (int64_t c = 0; c < p.channels; ++c) reference[c] = buffer[c];
+        for (int64_t c = 0; c < s.channels; ++c) to[c] = reference[c];
+        is_first = false;
+      }
+      add_moments<typename Arithmetic<T>::Type>(buffer, p.pitch, count, s.channels, (const R*)reference,
+                                                to + s.channels, to + 2 * s.channels);
+    });
+  }
+}
+
+// The pointwise result, without its norm, and its moments [unit][3][O]; `norm` is the first one.
+template <class T>
+static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T>>& norm, T* pre, double* sums,
+                          Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
+  const Packed<R> p = packed_at<T>(packed, s);
+  const int64_t C = s.channels, O = s.outputs;
+  R* const panel = buffer + kPixelsBackward * p.pitch;
+  R* const reference = panel + kPixelsBackward * kPanel;
+  R* const filters = reference + p.outputs;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Packed<R> q = folded(p, norm.at(unit / norm_units(s)), s.size * s.size, filters);
+    double* const to = sums + unit * 3 * O;
+    for (int64_t o = 0; o < 3 * O; ++o) to[o] = 0;
+    bool is_first = true;
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      depthwise_last(x, q, buffer, s, first, count);
+      activate_buffer<V>(s.activation, buffer, count * p.pitch);
+      for (int64_t o = 0; o < O; o += kPanel) {
+        const int64_t columns = smaller(kPanel, O - o);
+        multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
+                                           columns, C, panel, kPanel);
+        for (int64_t j = 0; is_first && j < columns; ++j) to[o + j] = reference[o + j] = panel[j];
+        add_moments<V>((const R*)panel, kPanel, count, columns, (const R*)reference + o, to + O + o, to + 2 * O + o);
+        activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + first * O + o, O, count, columns);
+      }
+      is_first = false;
+    });
+  }
+}
+
+// f(column, how many of a vector's lanes are channels) for all vectors of [channels].
+template <class V, class R, class F>
+EVKERNELS_INLINE void for_vectors(int64_t channels, const F& f) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) f(c, lanes);
+  if (c < channels) f(c, channels - c);
+}
+template <class T>
+EVKERNELS_INLINE typename Arithmetic<T>::Type load_some(const T* p, int64_t count) {
+  return count == Arithmetic<T>::kLanes ? load(p) : load_partial(p, count);
+}
+template <class T>
+EVKERNELS_INLINE void store_some(T* p, typename Arithmetic<T>::Type v, int64_t count) {
+  if (count == Arithmetic<T>::kLanes) {
+    store(p, v);
+  } else {
+    store_partial(p, v, count);
+  }
+}
+
+// y = activation(norm(pre)) + residual, which may be null.
+template <class T>
+static void norm_outputs(const T* pre, const Affine<Compute<T>>& norm, const T* residual, T* y, const SeparableShape& s,
+                         int64_t begin, int64_t end) {
+  using V = typename Arithmetic<T>::Type;
+  const int64_t O = s.outputs;
+  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Affine<Compute<T>> n = norm.at(unit / norm_units(s));
+      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+        for (int64_t m = first * O; m < (first + count) * O; m += O) {
+          for_vectors<V, Compute<T>>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+            const V z = load_some(pre + m + c, lanes) * (V)load(n.scale + c) + (V)load(n.shift + c);
+            V value = activate<decltype(kind)::value>(z);
+            if (residual) value += load_some(residual + m + c, lanes);
+            store_some(y + m + c, value, lanes);
+          });
+        }
+      });
+    }
+  });
+}
+
+// Sums of the gradient after the second norm, and of its products with that norm's normalised input: [unit][2][O].
+// `normal` normalises alone, `norm` is the whole norm.
+template <class T>
+static void norm_output_sums(const T* pre, const T* d_output, const Affine<Compute<T>>& norm,
+                             const Affine<Compute<T>>& normal, double* sums, const SeparableShape& s, int64_t begin,
+                             int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const int64_t O = s.outputs;
+  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Affine<R> n = norm.at(unit / norm_units(s)), plain = normal.at(unit / norm_units(s));
+      double* const to = sums + unit * 2 * O;
+      for (int64_t o = 0; o < 2 * O; ++o) to[o] = 0;
+      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+        for_vectors<V, R>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+          const V scale = load(n.scale + c), shift = load(n.shift + c);
+          const V unit_scale = load(plain.scale + c), unit_shift = load(plain.shift + c);
+          V sum = {}, product = {};
+          for (int64_t m = first * O + c; m < (first + count) * O; m += O) {
+            const V v = load_some(pre + m, lanes);
+            const V d =
+                activation_gradient<decltype(kind)::value>(V(v * scale + shift), (V)load_some(d_output + m, lanes));
+            sum += d;
+            product += d * (v * unit_scale + unit_shift);
+          }
+          add_lanes<V, R>(sum, to + c, lanes);
+          add_lanes<V, R>(product, to + O + c, lanes);
+        });
+      });
+    }
+  });
+}
+
+template <class T>
+static int64_t norm_weight_rows(const SeparableShape& s) {
+  return packed_at<T>(nullptr, s).outputs;
+}
+template <class T>
+static int64_t norm_weight_sums_size(const SeparableShape& s) {
+  const auto p = packed_at<T>(nullptr, s);
+  return p.outputs * p.channels;
+}
+
+template <Activation kind, class T>
+EVKERNELS_INLINE void norm_pre_gradient(const NormBackward<T>& b, const SeparableShape& s, int64_t sample,
+                                        int64_t first, int64_t count, Compute<T>* d_y, int64_t pitch,
+                                        double* bias_sums) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const Affine<R> n = b.output_norm.at(sample);
+  const NormGradient<R> g = b.output_gradient.at(sample);
+  for_vectors<V, R>(s.outputs, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+    const V scale = load(n.scale + c), shift = load(n.shift + c);
+    const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c);
+    V sum = {};
+    for (int64_t m = 0; m < count; ++m) {
+      const int64_t at = (first + m) * s.outputs + c;
+      const V v = load_some(b.pre + at, lanes);
+      const V after = activation_gradient<kind>(V(v * scale + shift), (V)load_some(b.d_output + at, lanes));
+      const V d = after * k1 + (v * k2 + k3);
+      sum += d;
+      store(d_y + m * pitch + c, d);
+    }
+    add_lanes<V, R>(sum, bias_sums + c, lanes);
+  });
+}
+
+// d_inner = the gradient after the first norm, from that after its activation, and its sums.
+template <Activation kind, class T>
+EVKERNELS_INLINE void norm_inner_gradient(const NormBackward<T>& b, const SeparableShape& s, int64_t sample,
+                                          int64_t first, int64_t count, const Compute<T>* normal, const Compute<T>* d_a,
+                                          int64_t pitch, double* sums) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const Affine<R> n = b.norm.at(sample);
+  for_vectors<V, R>(s.channels, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+    const V scale = load(n.scale + c), shift = load(n.shift + c);
+    V sum = {}, product = {};
+    for (int64_t m = 0; m < count; ++m) {
+      const V v = load(normal + m * pitch + c);
+      const V d = activation_gradient<kind>(V(v * scale + shift), (V)load(d_a + m * pitch + c));
+      sum += d;
+      product += d * v;
+      store_some(b.d_inner + (first + m) * s.channels + c, d, lanes);
+    }
+    add_lanes<V, R>(sum, sums + c, lanes);
+    add_lanes<V, R>(product, sums + s.channels + c, lanes);
+  });
+}
+
+// a = activation(norm(normal)), whole vectors.
+template <Activation kind, class V, class R>
+EVKERNELS_INLINE void norm_activate(const R* __restrict__ normal, R* __restrict__ a, const Affine<R>& n, int64_t count,
+                                    int64_t channels, int64_t pitch) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t m = 0; m < count * pitch; m += pitch) {
+    for (int64_t c = 0; c < channels; c += lanes) {
+      store(a + m + c, activate<kind>(V((V)load(normal + m + c) * (V)load(n.scale + c) + (V)load(n.shift + c))));
+    }
+  }
+}
+
+template <class T>
+static void norm_backward_products(const NormBackward<T>& b, Compute<T>* packed, Compute<T>* buffer,
+                                   const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const Packed<R> p = packed_at<T>(packed, s);
+  const int64_t C = s.channels, O = s.outputs, size = norm_weight_sums_size<T>(s);
+  R* const normal = buffer;
+  R* const a = normal + kPixelsBackward * p.pitch;
+  R* const d_a = a + kPixelsBackward * p.pitch;
+  R* const d_y = d_a + kPixelsBackward * p.pitch;
+  R* const filters = d_y + kPixelsBackward * p.outputs;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t sample = unit / norm_units(s);
+    const Packed<R> q = folded(p, b.normal.at(sample), s.size * s.size, filters);
+    R* const d_weight = b.d_weights + unit * size;
+    for (int64_t k = 0; k < size; ++k) d_weight[k] = 0;
+    for (int64_t c = 0; c < 2 * C; ++c) b.sums[unit * 2 * C + c] = 0;
+    for (int64_t o = 0; o < O; ++o) b.bias_sums[unit * O + o] = 0;
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      depthwise_last(b.x, q, normal, s, first, count);
+      with_activation(s.activation, [&](auto kind) __attribute__((always_inline)) {
+        norm_activate<decltype(kind)::value, V, R>(normal, a, b.norm.at(sample), count, C, p.pitch);
+      });
+      with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+        norm_pre_gradient<decltype(kind)::value>(b, s, sample, first, count, d_y, p.outputs, b.bias_sums + unit * O);
+      });
+      multiply<Start::kColumnBias, V, R>(d_y, p.outputs, 1, count, b.panels, 0, nullptr, C, O, d_a, p.pitch);
+      multiply<Start::kResult, V, R>(d_y, 1, p.outputs, O, a, p.pitch, nullptr, C, count, d_weight, p.channels);
+      with_activation(s.activation, [&](auto kind) __attribute__((always_inline)) {
+        norm_inner_gradient<decltype(kind)::value>(b, s, sample, first, count, normal, d_a, p.pitch,
+                                                   b.sums + unit * 2 * C);
+      });
+    });
+  }
+}
+
+// In place of the gradient after the first norm the gradient at the depthwise result. `gradient` takes the normalised
+// depthwise result as the norm's input.
+template <class T>
+static void norm_depthwise_gradient(const T* x, Compute<T>* packed, const Affine<Compute<T>>& normal,
+                                    const NormGradient<Compute<T>>& gradient, T* d_inner, Compute<T>* buffer,
+                                    const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const Packed<R> p = packed_at<T>(packed, s);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t sample = unit / norm_units(s);
+    const Packed<R> q = folded(p, normal.at(sample), s.size * s.size, buffer + kPixelsBackward * p.pitch);
+    const NormGradient<R> g = gradient.at(sample);
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      depthwise_last(x, q, buffer, s, first, count);
+      for (int64_t m = 0; m < count; ++m) {
+        T* const row = d_inner + (first + m) * s.channels;
+        for_vectors<V, R>(s.channels, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+          const V d = load_some(row + c, lanes) * (V)load(g.k1 + c) +
+                      ((V)load(buffer + m * p.pitch + c) * (V)load(g.k2 + c) + (V)load(g.k3 + c));
+          store_some(row + c, d, lanes);
+        });
+      }
+    });
+  }
+}
