@@ -98,14 +98,14 @@ def separable_norm_conv2d(
     ):
         if value is not None or name != "pointwise_bias":
             check_beside(name, value, x)
-            checks.check_shape(name, value, (size,), f"[{size}]")
+            checks.check_shape(name, value, (size,), "[C]" if name.startswith("norm") else "[O]")
     if x.shape[0] == 0:
         raise ValueError(f"x must not be empty, got {tuple(x.shape)}")
     padding = check_padding(x, depthwise_weight, padding)
     shape = _output_shape(x, depthwise_weight, pointwise_weight, stride, padding)
     if residual is not None:
         check_beside("residual", residual, x)
-        checks.check_shape("residual", residual, shape, "the shape of the output")
+        checks.check_shape("residual", residual, shape, "[N, O, H', W']")
     for name, count, size in (("groups", groups, channels), ("output_groups", output_groups, outputs)):
         if count < 0 or (count and size % count):
             raise ValueError(f"{name} must be 0 or divide the {size} channels, got {count}")
@@ -208,6 +208,9 @@ _backward = registration.define(
     reference=_reference_backward,
     fake=_fake_backward,
 )
+# Backends without a kernel run on PyTorch's own operators.
+registration.define_composed(_forward, _reference)
+registration.define_composed(_backward, _reference_backward)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
 registration.forbid_gradient(
     _backward, "call evkernels.ops.separable_norm_conv2d and differentiate with create_graph=True"
