@@ -25,6 +25,8 @@ class OpContract:
     dtypes = DTYPES
     layouts = LAYOUTS
     differentiable = False
+    # Times that torch.compile's backend may be called for three samples.
+    most_frames = 3
 
     def op(self, *arguments):
         """The function under test, from `evkernels.ops`."""
@@ -119,7 +121,7 @@ class OpContract:
             torch.testing.assert_close(compiled(*arguments), self.op(*arguments), rtol=0, atol=0)
             if self.differentiable:
                 torch.testing.assert_close(gradients(compiled, arguments), gradients(self.op, arguments))
-        assert counter.frame_count <= 3
+        assert counter.frame_count <= self.most_frames
 
     def test_exports(self, tmp_path):
         arguments = self.samples(torch.float32, "contiguous", large=False)[-1]

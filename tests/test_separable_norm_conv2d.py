@@ -43,7 +43,7 @@ def eager(
 
 def sample(
     n, c, o, height, width, k=3, stride=1, activations=("none", "none"), groups=(0, 0), biases=(False, False),
-    residual=False, **options
+    residual=False, eps=(), **options
 ):  # fmt: skip
     """Arguments for one call; `options` are the dtype and layout of x. Ahead of a batch norm a bias does nothing, and
     its gradient is all rounding: there is none unless asked for.
@@ -65,12 +65,14 @@ def sample(
         None,
         *activations,
         *groups,
-        1e-3,
-        1e-4,
+        *eps,
     )
 
 
 class TestSeparableNormConv2d(DifferentiableOpContract):
+    # PyTorch traces again when a float, as eps, turns out to be a constant.
+    most_frames = 6
+
     def op(self, *arguments):
         return ops.separable_norm_conv2d(*arguments)[0]
 
@@ -85,8 +87,8 @@ class TestSeparableNormConv2d(DifferentiableOpContract):
         # In float64 the exact result is eager's own: its long sums round as much as ours.
         large = large and dtype != torch.float64
         return [
-            sample(2, 6, 5, 3, 4, activations=("silu", "gelu"), **options),
             sample(2, 2, 1, 2, 3, activations=("none", "relu"), **options),
+            sample(2, 6, 5, 3, 4, activations=("silu", "gelu"), **options),
             sample(
                 2, 4, 6, 5, 7, stride=2, activations=("gelu", "silu"), groups=(2, 3), biases=(True, True), **options
             ),
@@ -116,6 +118,7 @@ class TestSeparableNormConv2d(DifferentiableOpContract):
                     activations=("silu", "sigmoid"),
                     groups=(5, 4),
                     biases=(True, False),
+                    eps=(1e-2, 1e-3),
                     **options,
                 )
             ]
