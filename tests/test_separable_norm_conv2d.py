@@ -43,7 +43,7 @@ def eager(
 
 def sample(
     n, c, o, height, width, k=3, stride=1, activations=("none", "none"), groups=(0, 0), biases=(False, False),
-    residual=False, eps=(), **options
+    residual=False, eps=(1e-3, 1e-4), **options
 ):  # fmt: skip
     """Arguments for one call; `options` are the dtype and layout of x. Ahead of a batch norm a bias does nothing, and
     its gradient is all rounding: there is none unless asked for.
