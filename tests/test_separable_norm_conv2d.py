@@ -118,7 +118,6 @@ class TestSeparableNormConv2d(DifferentiableOpContract):
                     activations=("silu", "sigmoid"),
                     groups=(5, 4),
                     biases=(True, False),
-                    eps=(1e-2, 1e-3),
                     **options,
                 )
             ]
