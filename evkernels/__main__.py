@@ -1,4 +1,4 @@
-"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview`, `reconstruct` and `train`."""
+"""Command line: `python -m evkernels status`, `demo`, `preprocess`, `preview`, `reconstruct`, `train` and more."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ _COMMANDS = {
     "demo": ("evkernels.demo", "run the main job on a recording, fused against reference"),
     "preprocess": ("evkernels.preprocess", "make event representations of recordings, for training"),
     "preview": ("evkernels.events.preview", "draw a recording as a short animation"),
+    "compare-time-embeddings": ("evkernels.compare_time_embeddings", "train LSTMs that differ in their time embedding"),
     "reconstruct": ("evkernels.reconstruct", "make a video from a recording's events"),
     "train": ("evkernels.train", "train RVT's detector on preprocessed recordings"),
 }

@@ -56,6 +56,14 @@ def eager(
     return embedding if scale is None else embedding * scale
 
 
+def eager_backwards(
+    t, frequency, phase, fourier_weight, fourier_bias, rate, shift, base_weight, spline_weight, *rest
+):  # fmt: skip
+    """The same from the features and timestamps in reversed order: plain PyTorch's sums in another order."""
+    features = (t.flip(0), frequency.flip(0), phase.flip(0), fourier_weight.flip(2), fourier_bias)
+    return eager(*features, rate.flip(0), shift.flip(0), base_weight.flip(1), spline_weight.flip(1), *rest).flip(0)
+
+
 def sample(n, f, s, harmonics=5, bases=8, norm=True, scale=True, dtype=torch.float32, layout="contiguous", eps=1e-5):
     def make(*shape, seed, factor=1.0, offset=0.0):
         return tensor(*shape, dtype=dtype, layout=layout, seed=seed) * factor + offset
@@ -86,6 +94,9 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
 
     def eager(self, *arguments):
         return eager(*arguments)
+
+    def other_eagers(self):
+        return [eager_backwards]
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
@@ -154,6 +165,19 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
         rest = sample(100, 16, 16)[1:]
         slow = torch.logspace(0, -9, 16)
         self.assert_like_eager(backend, (t, slow, *rest[1:4], slow, *rest[5:]))
+
+    def test_sums_of_constant_features_lose_little(self, backend):
+        """Rates down to 1e-9, as a new layer has them: most features, and what rounding takes from their sum, are the
+        same at all times, and the gradients of norm and scale add it up. Rounding once loses 3.4e-8, rms, of values
+        around 1; runs of 32 terms without a correction lost 6.5e-8.
+        """
+        if not backend.name.startswith("cpu"):
+            pytest.skip("PyTorch's own operators compute there")
+        slow, zeros = torch.logspace(0, -9, 48), torch.zeros(48)
+        rest = sample(0, 48, 48)[1:9]
+        arguments = (torch.linspace(0, 1, 64), slow, zeros, *rest[2:4], slow, zeros, *rest[6:])
+        error = (self.op(*arguments) - eager(*widened(arguments))).mean(dim=0)
+        assert error.square().mean().sqrt() < 4.5e-8
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_nonfinite_timestamps(self, backend, value):
@@ -260,7 +284,9 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
 
     def assert_like_eager(self, backend, arguments, with_gradients=True):
         on_device = self.on(backend, arguments)
-        assert_matches(self.op(*on_device), eager(*widened(arguments)), eager(*arguments))
+        others = [eager_backwards(*arguments)]
+        assert_matches(self.op(*on_device), eager(*widened(arguments)), eager(*arguments), others=others)
         if with_gradients:
-            results = [gradients(eager, same) for same in (widened(arguments), arguments)]
-            assert_matches(gradients(self.op, on_device), *results, "gradient")
+            exact, plain = (gradients(eager, same) for same in (widened(arguments), arguments))
+            others = [gradients(eager_backwards, arguments)]
+            assert_matches(gradients(self.op, on_device), exact, plain, "gradient", others)

@@ -4,18 +4,21 @@
 // One quarter turn, pi/2, as a sum: the first two parts have so few bits that their products with up to 2^30 quarter
 // turns are exact, with or without a fused multiply-add.
 constexpr double kQuarter[3] = {0x1.921fb40000000p+0, 0x1.4442d00000000p-24, 0x1.8469898cc5170p-48};
-constexpr float kLargestAngle = 1073741824.0f;
+constexpr double kLargestAngle = 1073741824.0;
 
-// Cosine and sine of a block of angles. The reduction to [-pi/4, pi/4] runs in double, so that large angles cost
-// nothing extra; beyond 2^30, and for NaN and infinities, the library takes over.
-static void sines(const float* angle, float* cosine, float* sine) {
+// Cosine and sine of the angles time * rate + shift. Angles and their reduction to [-pi/4, pi/4] are in double: large
+// ones cost nothing extra, and their rounding, which the gradients of high harmonics multiply by their order squared,
+// does not count. Beyond 2^30, and for NaN and infinities, the library takes over.
+static void sines(const float* time, float rate, float shift, float* cosine, float* sine) {
   float rest[kTimes];
   int32_t quadrant[kTimes];
   bool ordinary = true;
+  const auto angle = [=](int64_t n) { return (double)time[n] * rate + shift; };
   for (int64_t n = 0; n < kTimes; ++n) {
-    const bool small = __builtin_fabsf(angle[n]) <= kLargestAngle;
+    const double given = angle(n);
+    const bool small = __builtin_fabs(given) <= kLargestAngle;
     ordinary &= small;
-    const double x = small ? angle[n] : 0.0f;
+    const double x = small ? given : 0.0;
     // Adding 1.5 * 2^52 rounds to an integer.
     const double turns = (x * 0.6366197723675814 + 6755399441055744.0) - 6755399441055744.0;
     rest[n] = (float)(((x - turns * kQuarter[0]) - turns * kQuarter[1]) - turns * kQuarter[2]);
@@ -38,15 +41,16 @@ static void sines(const float* angle, float* cosine, float* sine) {
   }
   if (ordinary) return;
   for (int64_t n = 0; n < kTimes; ++n) {
-    if (__builtin_fabsf(angle[n]) <= kLargestAngle) continue;
-    sine[n] = (float)__builtin_sin(angle[n]);
-    cosine[n] = (float)__builtin_cos(angle[n]);
+    if (__builtin_fabs(angle(n)) <= kLargestAngle) continue;
+    sine[n] = (float)__builtin_sin(angle(n));
+    cosine[n] = (float)__builtin_cos(angle(n));
   }
 }
-static void sines(const double* angle, double* cosine, double* sine) {
+static void sines(const double* time, double rate, double shift, double* cosine, double* sine) {
   for (int64_t n = 0; n < kTimes; ++n) {
-    sine[n] = __builtin_sin(angle[n]);
-    cosine[n] = __builtin_cos(angle[n]);
+    const double angle = multiply_add(time[n], rate, shift);
+    sine[n] = __builtin_sin(angle);
+    cosine[n] = __builtin_cos(angle);
   }
 }
 
@@ -71,10 +75,11 @@ static void harmonics(A* rows, int64_t count) {
   }
 }
 
-// The middle of basis b; the bases reach two intervals to either side.
-template <class A>
-EVKERNELS_INLINE A middle_of_basis(int64_t b, A intervals_per_unit) {
-  return (b - 1 - intervals_per_unit) / intervals_per_unit;
+// From the middle of basis b to v, in intervals; the bases reach two to either side. Scaled first: in intervals the
+// middles are exact.
+template <class V, class A>
+EVKERNELS_INLINE V distance_from_middle(V v, int64_t b, A intervals_per_unit) {
+  return multiply_add(v, V{} + intervals_per_unit, V{} + (intervals_per_unit + 1 - b));
 }
 
 // Row 0 is tanh(v), the others are the cubic B-spline bases at v in their closed form: with d the distance to the
@@ -87,9 +92,8 @@ static void spline_features(const A* argument, A* rows, int64_t bases) {
   for (int64_t n = 0; n < kTimes; n += L) store(rows + n, tanh(load(argument + n)));
   for (int64_t b = 0; b < bases; ++b) {
     rows += kTimes;
-    const A middle = middle_of_basis(b, intervals_per_unit);
     for (int64_t n = 0; n < kTimes; n += L) {
-      const V d = magnitude(load(argument + n) - middle) * intervals_per_unit;
+      const V d = magnitude(distance_from_middle(load(argument + n), b, intervals_per_unit));
       const V inner = multiply_add(multiply_add(d, A(0.5), V{} - A(1)), d * d, V{} + A(2.0 / 3));
       const V rest = where_less(d, A(2), A(2) - d, V{});
       store(rows + n, where_less(d, A(1), inner, rest * rest * rest * A(1.0 / 6)));
@@ -120,9 +124,8 @@ static void spline_backward(const A* argument, const A* rows, const A* d_rows, A
   const A intervals_per_unit = A(0.5) * (bases - 3);
   V sums[kTimes / L] = {};
   for (int64_t b = 0; b < bases; ++b) {
-    const A middle = middle_of_basis(b, intervals_per_unit);
     for (int64_t n = 0; n < kTimes; n += L) {
-      const V x = (load(argument + n) - middle) * intervals_per_unit, d = magnitude(x);
+      const V x = distance_from_middle(load(argument + n), b, intervals_per_unit), d = magnitude(x);
       const V inner = multiply_add(d, A(1.5), V{} - A(2)) * x;
       const V rest = where_less(d, A(2), A(2) - d, V{});
       const V outer = rest * rest * where_less(x, A(0), V{} + A(0.5), V{} - A(0.5));

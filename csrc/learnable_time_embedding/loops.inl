@@ -27,14 +27,14 @@ static void embed_block(const T* t, int64_t count, const TimeEmbeddingParameters
   constexpr int L = Arithmetic<A>::kLanes;
   for (int64_t n = 0; n < kTimes; ++n) block.times[n] = n < count ? to_float(t[n]) : A(0);
   for (int64_t i = 0; i < s.dim(); ++i) {
-    A* const argument = block.arguments + i * kTimes;
-    for (int64_t n = 0; n < kTimes; n += L)
-      store(argument + n, multiply_add(load(block.times + n), V{} + p.rate[i], V{} + p.shift[i]));
     if (i < s.fourier) {
       A* const rows = block.features + 2 * s.harmonics * i * kTimes;
-      sines(argument, rows, rows + kTimes);
+      sines(block.times, p.rate[i], p.shift[i], rows, rows + kTimes);
       harmonics(rows, s.harmonics);
     } else {
+      A* const argument = block.arguments + i * kTimes;
+      for (int64_t n = 0; n < kTimes; n += L)
+        store(argument + n, multiply_add(load(block.times + n), V{} + p.rate[i], V{} + p.shift[i]));
       A* const rows = block.features + (s.fourier_rows() + (s.bases + 1) * (i - s.fourier)) * kTimes;
       spline_features(argument, rows, s.bases);
     }

@@ -10,7 +10,10 @@ from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
 from evkernels.nn.event_images import BinaRep, EventCountImage, EventImage, MixedDensityEventStack
 from evkernels.nn.event_memories import AveragedTimeSurface, TimeOrderedRecentEvents
 from evkernels.nn.event_spike_tensor import EventSpikeTensor
+from evkernels.nn.faster_kan import FasterKAN
 from evkernels.nn.histogram import StackedHistogram
+from evkernels.nn.kan_mammote import ContinuousMambaLayer, KANMammote
+from evkernels.nn.kmote import KMOTE
 from evkernels.nn.normalization import EventNormalization, event_normalization
 from evkernels.nn.pooling import AABlur_SE_SoftPool
 from evkernels.nn.recurrent import detach
@@ -18,14 +21,7 @@ from evkernels.nn.recurrent_layers import ConvGRU, ConvLSTM
 from evkernels.nn.rms_norm import RMSNorm
 from evkernels.nn.rvt import DWSConvLSTM2d, PlainLSTM2d
 from evkernels.nn.separable import SeparableBlock, SeparableConv2d
-from evkernels.nn.time_embeddings import (
-    KMOTE,
-    CombinedLeTE,
-    FasterKAN,
-    LearnablePositionEmbedding,
-    LeTE,
-    SinCosPositionEncoding,
-)
+from evkernels.nn.time_embeddings import CombinedLeTE, LearnablePositionEmbedding, LeTE, SinCosPositionEncoding
 from evkernels.nn.time_surface import TimeSurface
 from evkernels.nn.voxel_grid import VoxelGrid
 
@@ -37,6 +33,7 @@ __all__ = [
     "CausalDepthwiseConv3d",
     "ChannelAttention",
     "CombinedLeTE",
+    "ContinuousMambaLayer",
     "ConvGRU",
     "ConvGRUCell",
     "ConvLSTM",
@@ -49,6 +46,7 @@ __all__ = [
     "EventNormalization",
     "EventSpikeTensor",
     "FasterKAN",
+    "KANMammote",
     "LeTE",
     "LearnablePositionEmbedding",
     "LightweightEnhancedConvLSTM",

@@ -1,0 +1,174 @@
+"""K-MOTE: a mixture of time experts, of which only the chosen ones are computed."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from evkernels.nn.time_experts import (
+    CosineBasis,
+    Expert,
+    GaussianBasis,
+    SplineBasis,
+    SplineExpert,
+    WaveletBasis,
+)
+
+_KINDS = ("fourier", "spline", "rkhs_gaussian", "wavelet")
+# Timestamps at a time where no gradient is needed: what the experts hold in between stays in the second-level cache.
+_CHUNK = 1024
+
+
+class KMOTE(nn.Module):
+    """Kernel mixture of time experts: a router picks experts for every timestamp, and only those are computed.
+
+    The experts, in their order: sums of cosines, splines, Gaussian kernels (RKHS), wavelets; then again from the start.
+
+    Generation "A": each expert writes its share of the embedding, times the router's weight; the shares of the
+    others are zero. State-dict keys are those of the published checkpoint. Generation "B": each expert writes the whole
+    embedding, the weights of the chosen ones are normalised by another softmax (unless all are chosen), their sum
+    by a layer norm; in training, noise of 0.01 is added to the router's logits. The layer norm that the last published
+    version has between the affine map and the basis removes the magnitude of time and is left out.
+
+    Args:
+        dim: Size of the embedding; a multiple of `experts` in generation "A".
+        top: Number of experts chosen per timestamp, 1 to `experts`.
+        aux_features: Size of the features that the router sees beside the time; 0 for time alone.
+        wavelet: "mexican_hat" or "morlet".
+        generation: "A" or "B".
+        experts: Number of experts E, at least 1; 4 as published.
+
+    Raises:
+        ValueError: if `dim`, `top`, `wavelet`, `generation` or `experts` is not among those above.
+
+    Plain PyTorch. The number of timestamps per expert depends on the data, so torch.compile splits the graph there.
+    Source: K_MOTE of kan-mammote.
+    """
+
+    def __init__(
+        self,
+        dim: int = 128,
+        top: int = 2,
+        aux_features: int = 0,
+        wavelet: str = "mexican_hat",
+        generation: str = "A",
+        experts: int = 4,
+    ):
+        super().__init__()
+        if generation not in ("A", "B"):
+            raise ValueError(f"generation must be A or B, got {generation!r}")
+        if experts < 1:
+            raise ValueError(f"experts must be at least 1, got {experts}")
+        if dim < 1 or (generation == "A" and dim % experts):
+            least = f"a multiple of {experts}, at least {experts}" if generation == "A" else "at least 1"
+            raise ValueError(f"dim must be {least}, got {dim}")
+        if not 1 <= top <= experts:
+            raise ValueError(f"top must be in [1, {experts}], got {top}")
+        if wavelet not in ("mexican_hat", "morlet"):
+            raise ValueError(f"wavelet must be mexican_hat or morlet, got {wavelet!r}")
+        self.dim, self.top, self.generation = dim, top, generation
+        if generation == "A":
+            self.router = _Router(1 + aux_features, experts)
+            self.experts = _named(experts, lambda kind: _expert_a(kind, dim // experts, wavelet))
+        else:
+            self.router = _NoisyRouter(1 + aux_features, experts)
+            self.experts = _named(experts, lambda kind: _expert_b(kind, dim, wavelet), rkhs_gaussian="gaussian")
+            self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, t: Tensor, aux: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeds timestamps.
+
+        Args:
+            t: Timestamps of any shape.
+            aux: What the router sees besides [*t.shape, aux_features], or None.
+
+        Returns:
+            embedding, weights: [*t.shape, dim], and the router's weights of all experts [*t.shape, E], which
+            `load_balance` takes.
+        """
+        column = t.reshape(-1, 1)
+        seen = column if aux is None else torch.cat([column, aux.reshape(len(column), -1)], dim=1)
+        weights = self.router(seen)
+        if torch.is_grad_enabled():
+            embedding = self._mixed(column, weights)
+        else:
+            parts = zip(column.split(_CHUNK), weights.split(_CHUNK), strict=True)
+            embedding = torch.cat([self._mixed(*part) for part in parts])
+        return embedding.reshape(*t.shape, self.dim), weights.reshape(*t.shape, weights.shape[1])
+
+    def _mixed(self, column: Tensor, weights: Tensor) -> Tensor:
+        largest, chosen = weights.topk(self.top, dim=-1)
+        if self.generation == "B" and self.top < weights.shape[1]:
+            largest = largest.softmax(dim=-1)
+        dispatch = torch.zeros_like(weights).scatter(1, chosen, largest)
+        is_chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(1, chosen, True)
+        parts = []
+        for k, expert in enumerate(self.experts.values()):
+            rows = is_chosen[:, k].nonzero()[:, 0]
+            values = expert(column[rows]) * dispatch[rows, k, None]
+            parts.append(values.new_zeros(len(column), values.shape[1]).index_copy(0, rows, values))
+        return torch.cat(parts, dim=1) if self.generation == "A" else self.layer_norm(sum(parts))
+
+
+def load_balance(weights: Tensor) -> Tensor:
+    """0.01 * KL(mean weight of each expert || uniform): what K-MOTE's training adds to the loss.
+
+    Args:
+        weights: Of a router, [..., E].
+
+    Returns:
+        A scalar, 0 where all experts have equal shares.
+    """
+    mean = weights.flatten(0, -2).mean(dim=0)
+    return 0.01 * (torch.xlogy(mean, mean) + mean * math.log(len(mean))).sum()
+
+
+def _named(count: int, make: Callable[[str], nn.Module], **renamed: str) -> nn.ModuleDict:
+    """Experts of all kinds in turn, by name; from the second round on with its number."""
+    experts = nn.ModuleDict()
+    for k in range(count):
+        kind, again = _KINDS[k % len(_KINDS)], k // len(_KINDS)
+        experts[renamed.get(kind, kind) + (f"_{again + 1}" if again else "")] = make(kind)
+    return experts
+
+
+def _expert_a(kind: str, dim: int, wavelet: str) -> nn.Module:
+    if kind == "spline":
+        return Expert(dim, SplineBasis(dim))
+    return Expert(dim, _basis(kind, dim, wavelet, {"fourier": 16, "rkhs_gaussian": 5, "wavelet": 8}[kind]))
+
+
+def _expert_b(kind: str, dim: int, wavelet: str) -> nn.Module:
+    return SplineExpert(dim) if kind == "spline" else Expert(dim, _basis(kind, dim, wavelet, 10))
+
+
+def _basis(kind: str, dim: int, wavelet: str, count: int) -> nn.Module:
+    if kind == "fourier":
+        return CosineBasis(dim, count)
+    return GaussianBasis(dim, count) if kind == "rkhs_gaussian" else WaveletBasis(dim, wavelet, count)
+
+
+def _network(inputs: int, experts: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, experts))
+
+
+class _Router(nn.Module):
+    def __init__(self, inputs: int, experts: int):
+        super().__init__()
+        self.mlp = _network(inputs, experts)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return self.mlp(seen).softmax(dim=-1)
+
+
+class _NoisyRouter(nn.Module):
+    def __init__(self, inputs: int, experts: int):
+        super().__init__()
+        self.router_network = _network(inputs, experts)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        logits = self.router_network(seen)
+        if self.training:
+            logits = logits + 0.01 * torch.randn_like(logits)
+        return logits.softmax(dim=-1)
