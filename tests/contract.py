@@ -44,6 +44,10 @@ class OpContract:
         """Argument tuples on the CPU: sizes 1, odd, one more than a vector; with `large` also several tasks' worth."""
         raise AssertionError("a subclass must define samples")
 
+    def typical(self, dtype: torch.dtype, layout: str) -> list[tuple]:
+        """Sizes of real networks, multiples of 16, for which GPU kernels are compiled and held to their budgets."""
+        return self.samples(dtype, layout, large=False)[:1]
+
     def samples_for(self, backend, dtype: torch.dtype, layout: str) -> list[tuple]:
         """What a backend is tried with; where calls take long, a class may give slow backends fewer samples."""
         return self.samples(dtype, layout, large=not backend.is_slow)

@@ -65,6 +65,9 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
         turn = LAYOUTS.index(layout) * len(DTYPES) + DTYPES.index(dtype)
         return samples[turn % len(samples) :][:1]
 
+    def typical(self, dtype, layout):
+        return [sample(1, 64, 16, 32, activation=name, dtype=dtype, layout=layout) for name in ("none", "silu")]
+
     def tiny(self):
         return sample(1, 2, 2, 3, activation="silu", dtype=torch.float64)
 

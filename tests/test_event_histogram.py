@@ -95,6 +95,9 @@ class TestEventHistogram(OpContract):
             samples.append((*columns, bounds and torch.tensor(bounds), bins, height, width))
         return samples
 
+    def typical(self, dtype, layout):
+        return [(*events(1024, 16, 32, torch.int16), bounds, 10, 16, 32) for bounds in (None, torch.tensor([0, 1024]))]
+
     def empty_samples(self):
         none = events(0)
         return [(*none, None, 3, 2, 4), (*none, torch.tensor([0, 0, 0]), 3, 2, 4), (*none, torch.tensor([0]), 3, 2, 4)]

@@ -65,6 +65,9 @@ class GruContract:
     def samples(self, dtype, layout, large):
         return [self.sample(*shape, dtype=dtype, layout=layout) for shape in [*SHAPES, *[LARGE] * large]]
 
+    def typical(self, dtype, layout):
+        return [self.sample(2, 64, 16, 32, dtype=dtype, layout=layout)]
+
     def empty_samples(self):
         return [self.sample(*shape) for shape in EMPTY]
 

@@ -116,6 +116,9 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
         samples = super().samples_for(backend, dtype, layout)
         return samples[-1:] if backend.is_slow else samples
 
+    def typical(self, dtype, layout):
+        return [sample(1024, 16, 16, dtype=dtype, layout=layout)]
+
     def tiny(self):
         return sample(4, 2, 2, harmonics=2, bases=5, dtype=torch.float64)
 

@@ -73,6 +73,9 @@ class TestSeparableConv2d(DifferentiableOpContract):
     def tiny(self):
         return sample(1, 2, 2, 2, 3, activations=("silu", "gelu"), dtype=torch.float64)
 
+    def typical(self, dtype, layout):
+        return [sample(1, 64, 64, 16, 32, activations=("silu", "none"), dtype=dtype, layout=layout)]
+
     def empty_samples(self):
         return [sample(0, 3, 4, 5, 6, activations=("silu", "gelu"))]
 

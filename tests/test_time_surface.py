@@ -80,6 +80,9 @@ class TestTimeSurface(OpContract):
             samples.append((*columns, bounds and torch.tensor(bounds), height, width, polarities))
         return samples
 
+    def typical(self, dtype, layout):
+        return [(*events(1024, 16, 32, torch.int16), None, 16, 32, 2)]
+
     def empty_samples(self):
         none = events(0)
         surface = torch.arange(32).view(2, 2, 2, 4)

@@ -146,6 +146,9 @@ class TestVoxelGrid(DifferentiableOpContract):
             *[sample(50_000, 5, 40, 40, "e2vid", None, *rest)] * many,
         ]
 
+    def typical(self, dtype, layout):
+        return [sample(1024, 10, 16, 32, convention, None, dtype, layout) for convention in ("e2vid", "dsec")]
+
     def empty_samples(self):
         none = events(0)
         weight = torch.zeros(0)

@@ -2,16 +2,17 @@
 
 Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter
 switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
-exactly the arguments it would have been launched with. Prints one line per compiled kernel: name, registers and
-spilled bytes.
+exactly the arguments it would have been launched with. Prints one line of JSON per compiled kernel, a `Compiled`.
 """
 
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -62,6 +63,22 @@ def contracts() -> list[OpContract]:
     return found
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What one compiled kernel takes and does."""
+
+    kernel: str
+    dtype: str  # of the op's arguments
+    typical: bool  # compiled for sizes of real networks
+    threads: int
+    registers: int  # per thread
+    spilled: int  # bytes stored and loaded per thread
+    shared: int  # bytes per block
+    widest: int  # bytes of the widest access to global memory by one thread
+    matrix: str  # the instruction of the matrix units, or nothing
+    narrow: list[str]  # 32-bit products that reach an address
+
+
 def resources(kernel, architecture: int) -> tuple[int, int]:
     """Registers per thread and bytes spilled, as the assembler reports them."""
     suffix = "a" if architecture >= 90 else ""
@@ -81,31 +98,111 @@ def resources(kernel, architecture: int) -> tuple[int, int]:
     return registers, sum(int(count) for count in re.findall(r"(\d+) bytes spill", report))
 
 
+def widest_access(ptx: str) -> int:
+    """Bytes of the widest load or store of global memory."""
+    accesses = re.findall(r"\b(?:ld|st)\.global[.\w:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (0x[0-9a-f]+|\d+)", ptx)
+    return max([int(n or 1) * int(bits) // 8 for n, bits in accesses] + [int(size, 0) for size in copies])
+
+
+def matrix_instruction(ptx: str) -> str:
+    names = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+    return next((name for name in names if name in ptx), "")
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """32-bit products that an address is computed from, which images and batches of 2^31 elements would overflow.
+
+    Constants, loop counters, ranges and what is made of them count channels and taps: their products with each other
+    and with an argument are none, nor is a remainder times a constant, the number of a block times its size.
+    """
+    found = re.findall(r"^ *(%[\w#]+)(?::\d+)? = (.*?)(?: loc\(.*)?$", ttir, re.MULTILINE)
+    # Names begin anew inside the bodies of reductions, which come after the names they hide.
+    operations = {name: operation for name, operation in reversed(found) if not operation.startswith("scf.")}
+    arguments = set(re.findall(r"(%\w+): ", ttir[: ttir.index("{\n", ttir.index("tt.func"))]))
+    counters = set(re.findall(r"scf\.for (%\w+) =", ttir))
+
+    def operands(name: str) -> list[str]:
+        return re.findall(r"%[\w#]+", operations[name])
+
+    def is_small(name: str) -> bool:
+        if name in counters:
+            return True
+        kinds = ("arith.constant", "arith.addi", "arith.muli", "tt.make_range", "tt.splat", "tt.expand", "tt.broadcast")
+        return operations.get(name, "").startswith(kinds) and all(map(is_small, operands(name)))
+
+    def of_argument(name: str) -> bool:
+        return name in arguments or (operations.get(name, "").startswith("tt.splat") and operands(name)[0] in arguments)
+
+    def is_narrow(name: str) -> bool:
+        if not re.match(r"arith\.muli .*: (tensor<[\dx]+x)?i32", operations[name]):
+            return False
+        first, second = operands(name)[:2] * (1 if len(operands(name)) > 1 else 2)
+        if is_small(first) or is_small(second):
+            other = second if is_small(first) else first
+            is_constant = any(operations.get(factor, "").startswith("arith.constant") for factor in (first, second))
+            in_block = is_constant and operations.get(other, "").startswith("arith.remsi")
+            return not (is_small(other) or of_argument(other) or in_block)
+        return True
+
+    def reached(name: str, seen: set[str]):
+        if name not in operations or name in seen or operations[name].startswith(("tt.load", "arith.cmpi")):
+            return
+        seen.add(name)
+        if is_narrow(name):
+            yield f"{name} = {operations[name]}"
+        for operand in operands(name):
+            yield from reached(operand, seen)
+
+    offsets = re.findall(r"tt\.addptr %[\w#]+, (%[\w#]+)", ttir)
+    return sorted({product for offset in offsets for product in reached(offset, set())})
+
+
 def main(architecture: int) -> None:
     triton.runtime.driver.set_active(_NoDevice(architecture))
-    compiled = {}
+    compiled: dict[str, Compiled] = {}
+    now = {"dtype": "", "typical": False}
 
     def compile_instead(kernel, grid):
         def launch(*arguments, **options):
-            result = kernel.warmup(*arguments, grid=grid, **options)
-            compiled[result.hash] = result
+            result = kernel.warmup(*arguments, grid=(1,), **options)
+            if result.hash not in compiled:
+                compiled[result.hash] = Compiled(
+                    result.metadata.name,
+                    **now,
+                    threads=32 * result.metadata.num_warps,
+                    **dict(zip(("registers", "spilled"), resources(result, architecture), strict=True)),
+                    shared=result.metadata.shared,
+                    widest=widest_access(result.asm["ptx"]),
+                    matrix=matrix_instruction(result.asm["ptx"]),
+                    narrow=narrow_products(result.asm["ttir"]),
+                )
+                print(json.dumps(asdict(compiled[result.hash])))
 
         return launch
 
-    triton.runtime.jit.JITFunction.__getitem__ = compile_instead
+    triton.runtime.jit.KernelInterface.__getitem__ = compile_instead
     for contract in contracts():
-        for dtype in [dtype for dtype in DTYPES if dtype in contract.dtypes] or contract.dtypes[:1]:
+        dtypes = [dtype for dtype in DTYPES if dtype in contract.dtypes] or contract.dtypes[:1]
+        for dtype in dtypes:
             for layout in [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]:
-                with backends.use_backend("reference"):
-                    arguments = contract.samples(dtype, layout, large=False)[0]
-                    calls = registered_calls(contract.op, contract.requiring_grad(arguments))
-                for overload, call_arguments in calls:
-                    # What is composed of other ops has no kernel of its own: theirs are compiled by their contracts.
-                    if overload._opname not in composed_kernels:
-                        getattr(triton_kernels, overload._opname)(*call_arguments)
-    for kernel in compiled.values():
-        registers, spilled = resources(kernel, architecture)
-        print(f"sm_{architecture} {kernel.metadata.name}: {registers} registers, {spilled} bytes spilled")
+                now.update(dtype=str(dtype).removeprefix("torch."), typical=True)
+                for arguments in contract.typical(dtype, layout):
+                    compile_calls(contract, arguments)
+                # An odd size, and sizes of 1, which Triton compiles in as constants.
+                now.update(typical=False)
+                for arguments in contract.samples(dtype, layout, large=False)[:2] if dtype == dtypes[0] else ():
+                    compile_calls(contract, arguments)
+
+
+def compile_calls(contract: OpContract, arguments: tuple) -> None:
+    with backends.use_backend("reference"):
+        calls = registered_calls(contract.op, contract.requiring_grad(arguments))
+    for overload, call_arguments in calls:
+        launch = getattr(triton_kernels, overload._opname, None)
+        # What is composed of other ops has no kernel of its own: theirs are compiled by their contracts.
+        if launch or overload._opname not in composed_kernels:
+            launch(*call_arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ gradients of weights and bias (added up by torch, in a fixed order), the second 
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, on_device_of
+from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, launch
 from evkernels.triton_kernels.math import activate, activation_gradient
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from evkernels.ops.registration import common_layout
 @triton.jit
 def _tile(C, height, width, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's sample and block of pixels, and its rows and columns [1, PIXELS] and channels [CHANNELS, 1]."""
-    pixel_blocks = (height.to(tl.int64) * width + PIXELS - 1) // PIXELS
+    pixel_blocks = (tl.cast(height, tl.int64) * width + PIXELS - 1) // PIXELS
     channel_blocks = (C + CHANNELS - 1) // CHANNELS
     program = tl.program_id(0).to(tl.int64)
     block = program % pixel_blocks
@@ -46,9 +46,9 @@ def _offsets(sample, row, column, channel, C, height, width, INTERLEAVED: tl.con
 def _steps(C, height, width, INTERLEAVED: tl.constexpr):
     """Distance in memory from a row and from a column to the next."""
     if INTERLEAVED:
-        return width.to(tl.int64) * C, C
+        return tl.cast(width, tl.int64) * C, C
     else:
-        return width.to(tl.int64), 1
+        return tl.cast(width, tl.int64), 1
 
 
 @triton.jit
@@ -153,11 +153,10 @@ def depthwise_conv2d(
     x, weight, bias = in_layout(x, layout), weight.contiguous(), None if bias is None else bias.contiguous()
     y = x.new_empty(output_shape(x, weight, stride, padding, dilation)).contiguous(memory_format=layout)
     if y.numel():
-        with on_device_of(x):
-            depthwise_conv2d_forward_kernel[(_programs(y, layout),)](
-                x, weight, bias, y, *x.shape[1:], *y.shape[2:], padding,
-                S=stride, D=dilation, ACTIVATION=activation, **_constants(x, weight, layout), **_tiles(y, layout),
-            )  # fmt: skip
+        launch(depthwise_conv2d_forward_kernel, _programs(y, layout))(
+            x, weight, bias, y, *x.shape[1:], *y.shape[2:], padding,
+            S=stride, D=dilation, ACTIVATION=activation, **_constants(x, weight, layout), **_tiles(y, layout),
+        )  # fmt: skip
     return y
 
 
@@ -189,16 +188,15 @@ def depthwise_conv2d_backward(
     if recompute and need_x:
         d = torch.empty_like(grad_output, dtype=wide, memory_format=layout)
     if x.numel():
-        with on_device_of(x):
-            if recompute or need_sums:
-                depthwise_conv2d_backward_sums_kernel[(_programs(grad_output, layout),)](
-                    x, weight, bias, grad_output, d if d is not grad_output else None, sums, *sizes, pixel_blocks,
-                    ACTIVATION=activation, **constants, **_tiles(grad_output, layout),
-                )  # fmt: skip
-            if need_x:
-                depthwise_conv2d_backward_input_kernel[(_programs(x, layout),)](
-                    d, weight, grad_x, *sizes, **constants, **_tiles(x, layout)
-                )
+        if recompute or need_sums:
+            launch(depthwise_conv2d_backward_sums_kernel, _programs(grad_output, layout))(
+                x, weight, bias, grad_output, d if d is not grad_output else None, sums, *sizes, pixel_blocks,
+                ACTIVATION=activation, **constants, **_tiles(grad_output, layout),
+            )  # fmt: skip
+        if need_x:
+            launch(depthwise_conv2d_backward_input_kernel, _programs(x, layout))(
+                d, weight, grad_x, *sizes, **constants, **_tiles(x, layout)
+            )
     total = sums.sum(0, dtype=torch.float64).to(x.dtype) if need_sums else None
     return (
         grad_x,

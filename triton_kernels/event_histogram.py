@@ -7,7 +7,7 @@ where the CUDA kernels count in the output's own bytes, which Triton cannot: it 
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import on_device_of
+from evkernels.triton_kernels.launch import launch
 from torch import Tensor
 
 from evkernels.reference.event_histogram import counter_dtype, window_of_event, window_times
@@ -32,8 +32,8 @@ def event_histogram_count_kernel(
     first = tl.load(first_ptr + window)
     span = tl.maximum(tl.load(last_ptr + window) - first, 1).to(tl.float32)
     # Triton's own division is off by a unit now and then, which would move events on the border of a bin.
-    time_bin = tl.math.div_rn((t - first).to(tl.float32), span) * bins.to(tl.float32)
-    time_bin = tl.maximum(tl.minimum(time_bin, bins.to(tl.float32) - 1), 0).to(tl.int64)
+    time_bin = tl.math.div_rn((t - first).to(tl.float32), span) * tl.cast(bins, tl.float32)
+    time_bin = tl.maximum(tl.minimum(time_bin, tl.cast(bins, tl.float32) - 1), 0).to(tl.int64)
     valid = mask & (x >= 0) & (x < width) & (y >= 0) & (y < height) & (p >= -1) & (p <= 1)
     cell = (((2 * window + (p > 0)) * bins + time_bin) * height + y) * width + x
     tl.atomic_add(counts_ptr + cell, 1, mask=valid, sem="relaxed")
@@ -61,11 +61,10 @@ def event_histogram(
     first, last = t.aminmax() if window is None else window_times(t, window, shape[0])
     counts = torch.zeros(shape, dtype=torch.int32, device=x.device)
     histogram = torch.empty(shape, dtype=counter_dtype(bits), device=x.device)
-    with on_device_of(x):
-        event_histogram_count_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-            x, y, t, p, window, first.long(), last.long(), counts, dropped, x.numel(), bins, height, width, BLOCK=BLOCK
-        )
-        event_histogram_narrow_kernel[(triton.cdiv(counts.numel(), BLOCK),)](
-            counts, histogram, counts.numel(), cutoff, BLOCK=BLOCK
-        )
+    launch(event_histogram_count_kernel, triton.cdiv(x.numel(), BLOCK))(
+        x, y, t, p, window, first.long(), last.long(), counts, dropped, x.numel(), bins, height, width, BLOCK=BLOCK
+    )
+    launch(event_histogram_narrow_kernel, triton.cdiv(counts.numel(), BLOCK))(
+        counts, histogram, counts.numel(), cutoff, BLOCK=BLOCK
+    )
     return histogram, dropped

@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, inner_size, on_device_of
+from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, inner_size, launch
 from evkernels.triton_kernels.math import sigmoid, tanh
 from evkernels.triton_kernels.rows import BLOCK, row_offsets
 from torch import Tensor
@@ -22,7 +22,7 @@ def gru_gates_forward_kernel(
     Z: tl.constexpr, R: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 3, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     h = tl.load(h_ptr + element, mask).to(DTYPE)
     z = sigmoid(_sum(x_gates_ptr, h_gates_ptr, gate + Z * stride, mask, DTYPE))
     r = sigmoid(_sum(x_gates_ptr, h_gates_ptr, gate + R * stride, mask, DTYPE))
@@ -36,7 +36,7 @@ def gru_gates_backward_kernel(
     Z: tl.constexpr, R: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 3, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     h = tl.load(h_ptr + element, mask).to(DTYPE)
     d_h_next = tl.load(d_h_next_ptr + element, mask).to(DTYPE)
     z = sigmoid(_sum(x_gates_ptr, h_gates_ptr, gate + Z * stride, mask, DTYPE))
@@ -55,7 +55,7 @@ def gru_reset_forward_kernel(
     Z: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 2, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     r = sigmoid(tl.load(zr_ptr + gate + R * stride, mask).to(DTYPE))
     tl.store(z_ptr + element, sigmoid(tl.load(zr_ptr + gate + Z * stride, mask).to(DTYPE)), mask)
     tl.store(rh_ptr + element, r * tl.load(h_ptr + element, mask).to(DTYPE), mask)
@@ -67,7 +67,7 @@ def gru_reset_backward_kernel(
     Z: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 2, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     z = sigmoid(tl.load(zr_ptr + gate + Z * stride, mask).to(DTYPE))
     r = sigmoid(tl.load(zr_ptr + gate + R * stride, mask).to(DTYPE))
     d_z = tl.zeros_like(z)
@@ -170,7 +170,6 @@ def _launch(kernel, *tensors: Tensor | None, **arguments) -> None:
     """Runs `kernel` over the elements of the last tensor, which has the state's shape."""
     state = tensors[-1]
     if state.numel():
-        with on_device_of(state):
-            kernel[(triton.cdiv(state.numel(), BLOCK),)](
-                *tensors, total=state.numel(), DTYPE=arithmetic_dtype(state), BLOCK=BLOCK, **arguments
-            )
+        launch(kernel, triton.cdiv(state.numel(), BLOCK))(
+            *tensors, total=state.numel(), DTYPE=arithmetic_dtype(state), BLOCK=BLOCK, **arguments
+        )

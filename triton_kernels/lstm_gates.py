@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, inner_size, on_device_of
+from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, inner_size, launch
 from evkernels.triton_kernels.math import sigmoid, tanh
 from evkernels.triton_kernels.rows import BLOCK, row_offsets
 from torch import Tensor
@@ -17,7 +17,7 @@ def lstm_gates_forward_kernel(
     I: tl.constexpr, F: tl.constexpr, G: tl.constexpr, O: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 4, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     i = sigmoid(tl.load(gates_ptr + gate + I * stride, mask).to(DTYPE))
     f = sigmoid(tl.load(gates_ptr + gate + F * stride, mask).to(DTYPE))
     g = tanh(tl.load(gates_ptr + gate + G * stride, mask).to(DTYPE))
@@ -33,7 +33,7 @@ def lstm_gates_backward_kernel(
     I: tl.constexpr, F: tl.constexpr, G: tl.constexpr, O: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     element, gate, mask = row_offsets(inner, total, 4, BLOCK)
-    stride = inner.to(tl.int64)
+    stride = tl.cast(inner, tl.int64)
     i = sigmoid(tl.load(gates_ptr + gate + I * stride, mask).to(DTYPE))
     f = sigmoid(tl.load(gates_ptr + gate + F * stride, mask).to(DTYPE))
     g = tanh(tl.load(gates_ptr + gate + G * stride, mask).to(DTYPE))
@@ -59,10 +59,9 @@ def lstm_gates(gates: Tensor, c: Tensor, order: str) -> tuple[Tensor, Tensor]:
     h = torch.empty_like(c, dtype=gates.dtype, memory_format=layout)
     c_next = torch.empty_like(c, memory_format=layout)
     if c.numel():
-        with on_device_of(c):
-            lstm_gates_forward_kernel[(triton.cdiv(c.numel(), BLOCK),)](
-                gates, c, h, c_next, inner_size(c, layout), c.numel(), **_constants(order, gates)
-            )
+        launch(lstm_gates_forward_kernel, triton.cdiv(c.numel(), BLOCK))(
+            gates, c, h, c_next, inner_size(c, layout), c.numel(), **_constants(order, gates)
+        )
     return h, c_next
 
 
@@ -75,11 +74,10 @@ def lstm_gates_backward(
     grad_gates = torch.empty_like(gates, memory_format=layout)
     grad_c = torch.empty_like(c, memory_format=layout)
     if c.numel():
-        with on_device_of(c):
-            lstm_gates_backward_kernel[(triton.cdiv(c.numel(), BLOCK),)](
-                grad_h, grad_c_next, gates, c, grad_gates, grad_c, inner_size(c, layout), c.numel(),
-                **_constants(order, gates),
-            )  # fmt: skip
+        launch(lstm_gates_backward_kernel, triton.cdiv(c.numel(), BLOCK))(
+            grad_h, grad_c_next, gates, c, grad_gates, grad_c, inner_size(c, layout), c.numel(),
+            **_constants(order, gates),
+        )  # fmt: skip
     return grad_gates, grad_c
 
 

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from evkernels.triton_kernels.depthwise_conv2d import _offsets, _pre_activation, _tile
-from evkernels.triton_kernels.launch import arithmetic_dtype, in_layout, on_device_of
+from evkernels.triton_kernels.launch import arithmetic_dtype, factor_dtype, in_layout, launch
 from evkernels.triton_kernels.math import activate
 from torch import Tensor
 
@@ -71,23 +71,13 @@ def separable_conv2d(
     if N:
         # The smallest sides that the matrix units take are 16. The plain sums of float64 hold a whole cube of values.
         pixels, channels, outputs = (16, 16, 16) if x.dtype == torch.float64 else (32, 16, _side(O, 64))
-        with on_device_of(x):
-            separable_conv2d_forward_kernel[(N * triton.cdiv(height * width, pixels) * triton.cdiv(O, outputs),)](
-                x, *parameters, y, C, O, *x.shape[2:], height, width, padding,
-                K=depthwise_weight.shape[-1], S=stride, ACTIVATION=activation, OUTPUT_ACTIVATION=output_activation,
-                DTYPE=arithmetic_dtype(x), INTERLEAVED=layout is torch.channels_last,
-                PIXELS=pixels, CHANNELS=channels, OUTPUTS=outputs, FACTOR=_factor_dtype(x),
-            )  # fmt: skip
+        launch(separable_conv2d_forward_kernel, N * triton.cdiv(height * width, pixels) * triton.cdiv(O, outputs))(
+            x, *parameters, y, C, O, *x.shape[2:], height, width, padding,
+            K=depthwise_weight.shape[-1], S=stride, ACTIVATION=activation, OUTPUT_ACTIVATION=output_activation,
+            DTYPE=arithmetic_dtype(x), INTERLEAVED=layout is torch.channels_last,
+            PIXELS=pixels, CHANNELS=channels, OUTPUTS=outputs, FACTOR=factor_dtype(x),
+        )  # fmt: skip
     return y
-
-
-def _factor_dtype(x: Tensor):
-    """The dtype in which factors enter the product: that of x, or float32 in the interpreter, which lacks bfloat16.
-
-    Products of 16-bit factors are exact in float32 either way.
-    """
-    narrow = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-    return tl.float32 if triton.knobs.runtime.interpret else narrow.get(x.dtype, tl.float32)
 
 
 def _side(size: int, limit: int) -> int:

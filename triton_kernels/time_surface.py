@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import on_device_of
+from evkernels.triton_kernels.launch import launch
 from torch import Tensor
 
 from evkernels.reference.event_histogram import window_of_event
@@ -48,8 +48,7 @@ def time_surface(
     x, y, t = x.contiguous(), y.contiguous(), t.contiguous()
     p = (p.view(torch.uint8) if p.dtype == torch.bool else p).contiguous()
     window = None if offsets is None else window_of_event(t, offsets)
-    with on_device_of(x):
-        time_surface_keep_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-            x, y, t, p, window, last, dropped, x.numel(), height, width, POLARITIES=polarities, BLOCK=BLOCK
-        )
+    launch(time_surface_keep_kernel, triton.cdiv(x.numel(), BLOCK))(
+        x, y, t, p, window, last, dropped, x.numel(), height, width, POLARITIES=polarities, BLOCK=BLOCK
+    )
     return last, dropped

@@ -8,7 +8,7 @@ by atomics; under torch.use_deterministic_algorithms multiples of 2**-32 as inte
 import torch
 import triton
 import triton.language as tl
-from evkernels.triton_kernels.launch import on_device_of
+from evkernels.triton_kernels.launch import launch
 from torch import Tensor
 
 from evkernels.reference.event_histogram import window_of_event
@@ -29,7 +29,7 @@ def voxel_grid_add_kernel(
     mask = mask & (tl.load(valid_ptr + event, mask, other=0) != 0)
     value = tl.load(value_ptr + event, mask, other=0)
     position = tl.load(position_ptr + event, mask, other=0)
-    position = tl.where(position > -2, tl.minimum(position, (bins + 1).to(tl.float64)), -2.0)
+    position = tl.where(position > -2, tl.minimum(position, tl.cast(bins + 1, tl.float64)), -2.0)
     bin = tl.floor(position).to(tl.int64)
     if HARD:
         bin = tl.minimum(bin, bins - 1)
@@ -82,11 +82,10 @@ def voxel_grid(
     fixed = deterministic and weight is None
     sums = torch.zeros(shape, dtype=torch.int64 if fixed else dtype, device=x.device)
     p = p.view(torch.uint8) if p.dtype == torch.bool else p
-    with on_device_of(x):
-        voxel_grid_add_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-            x.contiguous(), y.contiguous(), p.contiguous(), position, value.contiguous(), valid.view(torch.uint8),
-            window, sums, x.numel(), bins, height, width,
-            HARD=rule.ends == "hard", CLAMPED=rule.ends == "clamp", SPLIT=rule.split,
-            SUB_PIXEL=x.is_floating_point(), FIXED=fixed, BLOCK=BLOCK,
-        )  # fmt: skip
+    launch(voxel_grid_add_kernel, triton.cdiv(x.numel(), BLOCK))(
+        x.contiguous(), y.contiguous(), p.contiguous(), position, value.contiguous(), valid.view(torch.uint8),
+        window, sums, x.numel(), bins, height, width,
+        HARD=rule.ends == "hard", CLAMPED=rule.ends == "clamp", SPLIT=rule.split,
+        SUB_PIXEL=x.is_floating_point(), FIXED=fixed, BLOCK=BLOCK,
+    )  # fmt: skip
     return (sums.double() * 2.0**-32).float() if fixed else sums, (~valid).sum()
