@@ -3,6 +3,7 @@
 import re
 import subprocess
 
+import gpu_instructions
 import gpu_resources
 import pytest
 from emulation import build
@@ -23,20 +24,89 @@ def test_compiles_without_spills(unit):
     assert {key: resources.spilled for key, resources in found.items() if resources.spilled} == {}
 
 
-def test_kernels_keep_to_their_budgets():
+def skip_other_compilers():
     version = re.search(
         r"release (\S+),", subprocess.check_output([CUDA_HOME / "bin" / "nvcc", "--version"], text=True)
     )
     budgets = gpu_resources.budgets()
     if version[1] != budgets["versions"]["nvcc"]:
         pytest.skip(f"the budgets are those of nvcc {budgets['versions']['nvcc']}; this one is {version[1]}")
-    assert gpu_resources.exceeded(gpu_resources.measure(CUDA_HOME), budgets["cuda"]) == []
+    return budgets["cuda"]
+
+
+def test_kernels_keep_to_their_budgets():
+    budgets = skip_other_compilers()
+    assert gpu_resources.exceeded(gpu_resources.measure(CUDA_HOME), budgets) == []
+
+
+def test_kernels_have_the_instructions_that_they_intend():
+    """16-byte accesses in one piece, tensor cores where they are meant, no more atomics or special functions."""
+    budgets = skip_other_compilers()
+    lines = []
+    for unit in build.sources():
+        build.compile_cuda(unit, CUDA_HOME)
+        for architecture in build.ARCHITECTURES:
+            counts = gpu_instructions.in_ptx(build.intermediate(unit, architecture, "ptx").read_text())
+            for kernel, found in counts.items():
+                allowed = budgets.get(kernel, {}).get("instructions", {})
+                lines += gpu_instructions.differences(kernel, f"sm_{architecture}", found, allowed)
+    assert lines == []
+
+
+def test_machine_code_has_the_instructions_that_its_kernels_intend():
+    """The assembler must not split what the compiler left whole."""
+    budgets = skip_other_compilers()
+    disassembler = gpu_instructions.find_disassembler(CUDA_HOME)
+    if disassembler is None:
+        pytest.skip("no cuobjdump with nvdisasm beside it: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    lines = []
+    for unit in build.sources():
+        build.compile_cuda(unit, CUDA_HOME)
+        for architecture in build.ARCHITECTURES:
+            listing = gpu_instructions.disassemble(unit, architecture, disassembler)
+            for kernel, found in gpu_instructions.in_machine_code(listing).items():
+                allowed = budgets.get(kernel, {}).get("instructions", {})
+                # The assembler unrolls and merges: what matters is that none are gone.
+                allowed = {group: min(1, number) for group, number in allowed.items()}
+                lines += gpu_instructions.differences(kernel, f"sm_{architecture} machine code", found, allowed)
+    assert lines == []
 
 
 def test_packs_move_in_one_instruction():
-    ptx = build.compile_ptx(build.HERE / "faults_nvcc.cu", CUDA_HOME)
+    unit = build.HERE / "faults_nvcc.cu"
+    build.compile_cuda(unit, CUDA_HOME)
+    ptx = build.intermediate(unit, "80", "ptx").read_text()
     kernel = re.search(r"\.entry \w*copy_kernel.*?\n}", ptx, re.DOTALL).group()
     assert re.findall(r"(?:ld|st)\.global[.\w]*", kernel) == ["ld.global.nc.v4.u32", "st.global.cs.v4.u32"]
+
+
+def test_a_split_store_is_noticed():
+    """What nvcc 13 makes of a plain 16-byte store of four floats, beside what it makes of __stcs."""
+    split = ".visible .entry _Z8a_kernelPf(\n{\n" + "st.global.f32 [%rd1], %f1;\n" * 4 + "}"
+    whole = ".visible .entry _Z8a_kernelPf(\n{\nst.global.cs.v4.f32 [%rd1], {%f1, %f2, %f3, %f4};\n}"
+    allowed = {"stores_16": 1}
+    differ = [gpu_instructions.in_ptx(text)["a_kernel"] for text in (whole, split)]
+    assert gpu_instructions.differences("a_kernel", "sm_80", differ[0], allowed) == []
+    assert gpu_instructions.differences("a_kernel", "sm_80", differ[1], allowed) == [
+        "a_kernel sm_80: stores_16 at least 1, is 0"
+    ]
+
+
+def test_instructions_are_told_apart():
+    ptx = """.entry _Z8a_kernelPf(
+        ld.global.nc.v4.u32 {}; ld.global.nc.v2.u32 {}; ld.global.v2.b64 {}; st.global.v4.u16 {};
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {}; ex2.approx.ftz.f32 %f1, %f2; shfl.sync.bfly.b32 %r1;
+        atom.global.add.u32 %r1; red.global.add.u32 %r1; atom.shared.cas.b32 %r1; rcp.rn.f32 %f1;"""
+    assert gpu_instructions.in_ptx(ptx) == {
+        "a_kernel": {
+            "loads_16": 2, "stores_16": 0, "tensor": 1, "special": 1, "shuffles": 1, "atomics": 2, "shared_atomics": 1
+        }
+    }  # fmt: skip
+    code = "Function : _Z8a_kernelPf\n LDG.E.128.CONSTANT R4 ;\n LDG.E.64 R2 ;\n STG.E.EF.128 [R2] ;\n HMMA.16816.F32 ;"
+    assert gpu_instructions.in_machine_code(code) == {"a_kernel": {"loads_16": 1, "stores_16": 1, "tensor": 1}}
+    assert gpu_instructions.differences("k", "sm_90", {"atomics": 2}, {"atomics": 1}) == [
+        "k sm_90: atomics at most 1, is 2"
+    ]
 
 
 def test_resources_are_read_from_the_report():

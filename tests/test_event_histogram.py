@@ -152,6 +152,18 @@ class TestEventHistogram(OpContract):
         order = torch.cat([torch.arange(300), 300 + torch.randperm(300), torch.arange(600, 900)])
         check(backend, x[order], y[order], t[order], p[order], torch.tensor([0, 300, 300, 600, 900]), 3, 4, 5)
 
+    @pytest.mark.parametrize(("height", "width"), [(3, 700), (45, 11), (33, 16), (70, 3)])
+    def test_images_of_many_strips(self, backend, height, width):
+        """Rows longer than a strip of a GPU kernel may be, strips that do and do not begin on whole words, and events
+        out of range above, below and beside the strips."""
+        x, y, t, p = events(1000, height, width)
+        y[::37], y[5::41], x[::29], p[::31] = -1, height, width, 2
+        offsets = torch.tensor([0, 400, 400, 401, 1000])
+        for columns in ((x, y, t, p), (x, y, t, p.to(torch.int8))):
+            check(backend, *columns, None, 2, height, width)
+            check(backend, *columns, offsets, 3, height, width, 2)
+        check(backend, x[1:], y[1:], t[1:], p[1:], None, 1, height, width)
+
     @pytest.mark.parametrize("count", [254, 255, 256, 300, 65_537])
     @pytest.mark.parametrize("cutoff", [None, 1, 10, 254])
     def test_counters_saturate(self, backend, count, cutoff):

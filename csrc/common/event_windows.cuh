@@ -54,6 +54,17 @@ __device__ __forceinline__ int64_t wrapping_difference(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
 }
 
+// The smallest first and the largest last time of a warp's lanes, all of which take part.
+__device__ __forceinline__ void reduce_times(long long& first, long long& last) {
+#pragma unroll 1
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const long long other_first = __shfl_xor_sync(0xffffffffu, first, distance);
+    const long long other_last = __shfl_xor_sync(0xffffffffu, last, distance);
+    first = other_first < first ? other_first : first;
+    last = other_last > last ? other_last : last;
+  }
+}
+
 // A warp reduces 32 * kEventsPerLane consecutive events to two atomics, or, where windows meet, uses two per event.
 static __global__ void __launch_bounds__(kEventThreads)
     event_times_kernel(EventColumns events, EventWindows windows, int64_t count) {
@@ -78,12 +89,7 @@ static __global__ void __launch_bounds__(kEventThreads)
     first = t < first ? t : first;
     last = t > last ? t : last;
   }
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const long long other_first = __shfl_xor_sync(0xffffffffu, first, distance);
-    const long long other_last = __shfl_xor_sync(0xffffffffu, last, distance);
-    first = other_first < first ? other_first : first;
-    last = other_last > last ? other_last : last;
-  }
+  reduce_times(first, last);
   if (lane == 0) {
     atomicMin(windows.first + window, first);
     atomicMax(windows.last + window, last);

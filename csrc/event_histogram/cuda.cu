@@ -16,19 +16,19 @@ std::tuple<Tensor, Tensor> event_histogram(Tensor x, Tensor y, Tensor t, Tensor 
   const auto device = x.device();
   const DeviceScope scope(x);
   if (offsets.has_value()) offsets = in_layout(*offsets, MemoryFormat::Contiguous);
-  // The kernels clear and swap whole words, so the memory is rounded up to them.
+  // The kernels write whole words, so the memory is rounded up to them.
   const int64_t cells = count * 2 * bins * height * width;
   const int64_t per_word = 128 / bits;
-  Tensor memory =
-      torch::stable::empty({ceil_div(cells, per_word) * per_word}, counter_dtype(bits), std::nullopt, device);
-  Tensor times = torch::stable::empty({2 * count}, ScalarType::Long, std::nullopt, device);
+  Tensor out = torch::stable::empty({ceil_div(cells, per_word) * per_word}, counter_dtype(bits), std::nullopt, device);
+  Tensor order =
+      torch::stable::empty({HistogramOrder::size(count, bins, x.numel())}, ScalarType::Long, std::nullopt, device);
   Tensor dropped = torch::stable::empty({}, ScalarType::Long, std::nullopt, device);
-  long long* const first = reinterpret_cast<long long*>(mutable_data<int64_t>(times));
-  const EventWindows windows{data<int64_t>(offsets), count, first, first + count};
-  launch_event_histogram(events, windows, shape, static_cast<int>(bits), x.numel(), mutable_data<uint32_t>(memory),
+  const EventWindows windows{data<int64_t>(offsets), count, nullptr, nullptr};
+  launch_event_histogram(events, windows, shape, static_cast<int>(bits), x.numel(),
+                         reinterpret_cast<long long*>(mutable_data<int64_t>(order)), mutable_data<uint32_t>(out),
                          mutable_data<int64_t>(dropped), scope.stream());
   EVKERNELS_CHECK_LAUNCH();
-  return {torch::stable::view(torch::stable::narrow(memory, 0, 0, cells), sizes), dropped};
+  return {torch::stable::view(torch::stable::narrow(out, 0, 0, cells), sizes), dropped};
 }
 
 }  // namespace

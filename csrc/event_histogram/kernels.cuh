@@ -1,9 +1,15 @@
-// Stacked event histograms on the GPU, in three launches: clear, first and last time of every window, count.
+// Stacked event histograms on the GPU, in three launches of which the last is nearly empty for sorted times.
 //
-// One thread counts one event, by compare-and-swap on the 32-bit word around its counter of the output: bytes saturate
-// without spilling into their neighbours, and no wider counters have to be cleared, converted and moved; prototypes
-// modelled at a fifth of the time of int32 atomics. One block per rows and time bin with its tile in shared memory
-// modelled another 1.2 to 1.4 times faster at 1280 x 720, but needs to know that the times are sorted.
+// `order` reads the times once: which stretches of events are sorted and, taking them for sorted, where each bin
+// starts. `tile`: one block per window, bin and strip of rows counts in shared memory and writes every cell of its
+// strip once, 16 bytes at a time, so that nothing is cleared before and no atomic goes to global memory. It reads the
+// rows y of its bin's events, 32 per thread and round, and x and p of those that lie in its strip. `count` is for
+// windows whose times are not sorted, which `tile` has filled with zeros: one thread per event, by compare-and-swap on
+// the word around its counter. Every block that has only sorted windows returns at once.
+//
+// From DRAM come 13 bytes per event (x, y 2, p 1, t 8) and to it goes one per cell, the least where the order of times
+// is not known beforehand; docs/gpu.md has the counts. Counting all events by compare-and-swap on the output, after a
+// pass that clears it, reads and writes every sector that an event meets once more.
 #pragma once
 
 #include "common/device_math.cuh"
@@ -15,27 +21,142 @@ namespace device_math {
 #include "event_histogram/math.inl"
 }  // namespace device_math
 
-// `words` is the number of 16-byte words of the output.
-__global__ void __launch_bounds__(kEventThreads)
-    event_histogram_clear_kernel(EventWindows windows, uint32_t* __restrict__ out, int64_t words,
-                                 unsigned long long* dropped) {
-  const int64_t k = static_cast<int64_t>(blockIdx.x) * kEventThreads + threadIdx.x;
-  if (k < words) store_packed(out + 4 * k, Packed<uint32_t, 4>{});
-  if (k < windows.count) {
-    windows.first[k] = INT64_MAX;
-    windows.last[k] = INT64_MIN;
+// Events in the stretches that a warp of `order` looks at.
+constexpr int kHistogramStretch = 32 * kEventsPerLane;
+// Threads of a tile, two of which fit into a multiprocessor. Large tiles mean that fewer strips read the same rows,
+// small ones that one window alone keeps all multiprocessors busy.
+constexpr int kTileThreads = 512;
+#if defined(EVKERNELS_EMULATE)
+// So small that the images of the tests have several strips, and some rows that do not fit.
+constexpr int64_t kLargeTile = 1 << 10, kSmallTile = 1 << 9, kManyTiles = 16;
+#else
+constexpr int64_t kLargeTile = 79 << 10, kSmallTile = 47 << 10, kManyTiles = 128;
+#endif
+
+// What `order` and `tile` find out, as one array of 64-bit integers.
+struct HistogramOrder {
+  long long* begins;     // [B, bins + 1] the first event of each bin, and the end of the window
+  long long* first;      // [B] of unsorted windows
+  long long* last;       // [B]
+  long long* is_sorted;  // [B]
+  long long* stretches;  // [3, S] first and last time, and whether sorted
+  int64_t stretch_count;
+
+  static int64_t size(int64_t windows, int64_t bins, int64_t events) {
+    return windows * (bins + 4) + 3 * ceil_div(events, kHistogramStretch);
   }
-  if (k == 0) *dropped = 0;
+  static HistogramOrder in(long long* memory, int64_t windows, int64_t bins, int64_t events) {
+    long long* const rest = memory + windows * (bins + 1);
+    return {memory, rest, rest + windows, rest + 2 * windows, rest + 3 * windows, ceil_div(events, kHistogramStretch)};
+  }
+};
+
+struct HistogramTile {
+  int rows;      // of a strip
+  int64_t span;  // cells of one polarity in shared memory, whole 16-byte words; 0 if not even a row fits
+};
+
+// Where a window lies, within [0, count] whatever `offsets` holds.
+struct EventRange {
+  int64_t begin, end;
+};
+__device__ __forceinline__ EventRange range_of_window(const EventWindows& windows, int64_t window, int64_t count) {
+  if (!windows.offsets) return {0, count};
+  const int64_t begin = windows.offsets[window], end = windows.offsets[window + 1];
+  return {begin < 0 ? 0 : begin < count ? begin : count, end < 0 ? 0 : end < count ? end : count};
+}
+// The same for the window of event e, which is inside of it even where `offsets` is no partition.
+__device__ __forceinline__ EventRange range_of_window(const EventWindows& windows, int64_t window, int64_t count,
+                                                      int64_t e) {
+  const EventRange range = range_of_window(windows, window, count);
+  return {range.begin < e ? range.begin : e, range.end > e ? range.end : e + 1};
 }
 
-template <int kBits>
-__device__ __forceinline__ void increment_saturating(uint32_t* out, int64_t cell, uint32_t cutoff) {
+__device__ __forceinline__ long long load_time(const EventColumns& events, int64_t e) {
+  return events.t_type == IntType::kInt32 ? static_cast<const int32_t*>(events.t)[e]
+                                          : static_cast<const int64_t*>(events.t)[e];
+}
+
+struct WindowTimes {
+  long long first, last;
+};
+__device__ __forceinline__ WindowTimes times_if_sorted(const EventColumns& events, const EventRange& range) {
+  return {load_time(events, range.begin), load_time(events, range.end - 1)};
+}
+
+__device__ __forceinline__ int bin_of_time(long long t, const WindowTimes& times, int bins) {
+  const int64_t difference = wrapping_difference(times.last, times.first);
+  return device_math::event_bin(wrapping_difference(t, times.first),
+                                static_cast<float>(difference > 1 ? difference : 1), static_cast<float>(bins));
+}
+
+static __global__ void __launch_bounds__(kEventThreads)
+    event_histogram_order_kernel(EventColumns events, EventWindows windows, int64_t count, int bins,
+                                 HistogramOrder order, unsigned long long* dropped) {
+  const int64_t stretch = (static_cast<int64_t>(blockIdx.x) * kEventThreads + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
+  if (stretch == 0 && lane == 0) *dropped = 0;
+  if (stretch >= order.stretch_count) return;
+  const int64_t from = stretch * kHistogramStretch;
+  const int64_t until = from + kHistogramStretch < count ? from + kHistogramStretch : count;
+  const int64_t window = window_of_event(windows, from);
+  const bool is_one_window = window == window_of_event(windows, until - 1);
+  const EventRange range = range_of_window(windows, window, count, from);
+  bool sorted = true, has_border = true;
+  long long first = INT64_MAX, last = INT64_MIN;
+  if (is_one_window) {
+#pragma unroll
+    for (int k = 0; k < kEventsPerLane; ++k) {
+      const int64_t e = from + lane + 32 * k;
+      if (e >= until) break;
+      const long long t = load_time(events, e);
+      first = t < first ? t : first;
+      last = t > last ? t : last;
+      if (e > range.begin) sorted &= load_time(events, e - 1) <= t;
+    }
+    const WindowTimes times = times_if_sorted(events, range);
+    has_border =
+        from == range.begin || until == range.end ||
+        bin_of_time(load_time(events, from - 1), times, bins) != bin_of_time(load_time(events, until - 1), times, bins);
+  }
+#pragma unroll 1
+  for (int64_t e = has_border ? from + lane : until; e < until; e += 32) {
+    const int64_t own_window = window_of_event(windows, e);
+    const EventRange own = range_of_window(windows, own_window, count, e);
+    const WindowTimes times = times_if_sorted(events, own);
+    // Over more than 63 bits the bins of sorted times are not sorted.
+    sorted &= wrapping_difference(times.last, times.first) >= 0;
+    const long long t = load_time(events, e);
+    int before = -1;
+    if (e > own.begin) {
+      const long long t_before = load_time(events, e - 1);
+      sorted &= t_before <= t;
+      before = bin_of_time(t_before, times, bins);
+    }
+    const int bin = bin_of_time(t, times, bins);
+    long long* const begins = order.begins + own_window * (bins + 1);
+    for (int b = before + 1; b <= bin; ++b) begins[b] = e;
+    if (e == own.end - 1) {
+      for (int b = bin + 1; b <= bins; ++b) begins[b] = own.end;
+    }
+  }
+  reduce_times(first, last);
+  sorted = __all_sync(0xffffffffu, sorted);
+  if (lane == 0) {
+    order.stretches[stretch] = first;
+    order.stretches[order.stretch_count + stretch] = last;
+    order.stretches[2 * order.stretch_count + stretch] = sorted;
+  }
+}
+
+template <int kBits, class Cell>
+__device__ __forceinline__ void increment_saturating(uint32_t* words, Cell cell, uint32_t cutoff) {
   constexpr int kCounters = 32 / kBits;  // in a word
   constexpr uint32_t kMask = 0xffffffffu >> (32 - kBits);
-  uint32_t* const word = out + cell / kCounters;
-  const int shift = kBits * static_cast<int>(cell % kCounters);
+  uint32_t* const word = words + cell / kCounters;
+  const unsigned shift = kBits * static_cast<unsigned>(cell % kCounters);
   // Counters only grow, so a stale value costs one more round and nothing else.
-  uint32_t seen = *word;
+  uint32_t seen = *static_cast<volatile uint32_t*>(word);
   while ((seen >> shift & kMask) < cutoff) {
     const uint32_t before = atomicCAS(word, seen, seen + (1u << shift));
     if (before == seen) return;
@@ -43,45 +164,288 @@ __device__ __forceinline__ void increment_saturating(uint32_t* out, int64_t cell
   }
 }
 
+// The same in a tile. Wide counters may pass the cutoff by one per thread, which they have room for: addition, unlike
+// compare-and-swap, does not try again where many events meet on a pixel.
+template <int kBits>
+__device__ __forceinline__ void increment_in_tile(uint32_t* words, unsigned cell, uint32_t cutoff) {
+  if constexpr (kBits == 8) {
+    increment_saturating<8>(words, cell, cutoff);
+  } else {
+    constexpr int kCounters = 32 / kBits;
+    uint32_t* const word = words + cell / kCounters;
+    const unsigned shift = kBits * (cell % kCounters);
+    if ((*static_cast<volatile uint32_t*>(word) >> shift & 0xffffffffu >> (32 - kBits)) < cutoff)
+      atomicAdd(word, 1u << shift);
+  }
+}
+
+template <int kBits>
+__device__ __forceinline__ uint32_t clamp_counters(uint32_t word, uint32_t cutoff) {
+  if constexpr (kBits == 8) return word;
+  if constexpr (kBits == 32) return word < cutoff ? word : cutoff;
+  const uint32_t low = word & 0xffffu, high = word >> 16;
+  return (low < cutoff ? low : cutoff) | (high < cutoff ? high : cutoff) << 16;
+}
+
+// The first and last time of an unsorted window, from the stretches inside it and the events beside them.
+__device__ __forceinline__ void find_window_times(const EventColumns& events, const HistogramOrder& order,
+                                                  EventRange range, int64_t window) {
+  __shared__ long long of_warps[2][kTileThreads / 32];
+  long long first = INT64_MAX, last = INT64_MIN;
+  const int64_t from = ceil_div(range.begin, kHistogramStretch), until = range.end / kHistogramStretch;
+  const auto include = [&](long long low, long long high) {
+    first = low < first ? low : first;
+    last = high > last ? high : last;
+  };
+  for (int64_t s = from + threadIdx.x; s < until; s += kTileThreads)
+    include(order.stretches[s], order.stretches[order.stretch_count + s]);
+  const auto include_events = [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin + threadIdx.x; e < end; e += kTileThreads) {
+      const long long t = load_time(events, e);
+      include(t, t);
+    }
+  };
+  const int64_t head = from * kHistogramStretch < range.end ? from * kHistogramStretch : range.end;
+  include_events(range.begin, head);
+  include_events(until * kHistogramStretch > head ? until * kHistogramStretch : head, range.end);
+  reduce_times(first, last);
+  if (threadIdx.x % 32 == 0) {
+    of_warps[0][threadIdx.x / 32] = first;
+    of_warps[1][threadIdx.x / 32] = last;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < kTileThreads / 32; ++warp) include(of_warps[0][warp], of_warps[1][warp]);
+  order.first[window] = first;
+  order.last[window] = last;
+}
+
+// A row as the strips share them out: those beyond 32 bits all go to the last strip, which drops them.
+__device__ __forceinline__ uint32_t narrow_row(int64_t y) {
+  return y < 0 || y > UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(y);
+}
+
+// Calls count(x, y, p) for those of events [begin, end) whose row is within `last_row` from first_row on.
+template <class Count>
+__device__ __forceinline__ void for_events_in_rows(const EventColumns& events, int64_t begin, int64_t end,
+                                                   uint32_t first_row, uint32_t last_row, const Count& count) {
+#pragma unroll 1
+  for (int64_t e = begin + threadIdx.x; e < end; e += kTileThreads) {
+    const int64_t y = load_integer(events.y, events.y_type, e);
+    if (narrow_row(y) - first_row <= last_row)
+      count(load_integer(events.x, events.x_type, e), y, load_integer(events.p, events.p_type, e));
+  }
+}
+
+// The same for columns x, y of 16 bits and p of 8, of images of at most 2^15 rows and columns: negative numbers read as
+// larger ones. Takes whole packs of eight events, `from` to `until`, four per thread and round.
+//
+// Two rows are compared at once: with the upper bit of each half of a word set, a difference keeps it unless it is
+// negative, and no half borrows from the other. A third of a warp's lanes take part in counting what they have found; a
+// queue that gives every lane one of the warp's events took 3 to 37 % more instructions on recordings.
+template <class Count>
+__device__ __forceinline__ void for_packs_in_rows(const EventColumns& events, int64_t from, int64_t until,
+                                                  uint32_t first_row, uint32_t last_row, const Count& count) {
+  constexpr int kPack = 8, kPacks = 4;
+  constexpr uint32_t kUpper = 0x80008000u;
+  const uint32_t last = first_row + last_row;
+  const bool is_last = last >= 0x7fffu;  // takes all rows from the first, negative ones as well
+  const uint32_t to_first = kUpper - first_row * 0x10001u;
+  const uint32_t beyond_last = is_last ? 0 : (0x7fffu - last_row) * 0x10001u;
+  const auto* const x = static_cast<const uint16_t*>(events.x);
+  const auto* const y = static_cast<const uint16_t*>(events.y);
+  const auto* const p = static_cast<const uint8_t*>(events.p);
+  const bool is_signed = events.p_type == IntType::kInt8;
+#pragma unroll 1
+  for (int64_t base = from + threadIdx.x; base < until; base += kPacks * kTileThreads) {
+    // Of pack k, event 2i + 1 stands at bit 31 - (4k + i) and event 2i 16 bits below.
+    uint32_t hits = 0;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int64_t at = base + k * kTileThreads;
+      if (at >= until) break;
+      const auto rows = load_packed<4>(reinterpret_cast<const uint32_t*>(y) + at * 4);
+      const uint32_t negative = (rows[0] | rows[1] | rows[2] | rows[3]) & kUpper;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t above = (rows[i] & ~kUpper) + to_first, beyond = (above & ~kUpper) + beyond_last;
+        hits |= (above & ~beyond & kUpper) >> (4 * k + i);
+      }
+      if (negative) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t those = (rows[i] & kUpper) >> (4 * k + i);
+          hits = is_last ? hits | those : hits & ~those;
+        }
+      }
+    }
+    while (hits) {
+      const unsigned zeros = __clz(static_cast<int>(hits));
+      hits &= 0x7fffffffu >> zeros;
+      const int64_t e = base * kPack + (zeros & 12) * (kTileThreads * kPack / 4) + (zeros & 3) * 2 + (zeros < 16);
+      const int polarity = p[e];
+      count(static_cast<unsigned>(x[e]), static_cast<unsigned>(y[e]),
+            is_signed ? static_cast<int8_t>(polarity) : polarity);
+    }
+  }
+}
+
+// Whether for_packs_in_rows can read the columns.
+__device__ __forceinline__ bool has_packs(const EventColumns& events, const HistogramShape& shape) {
+  const auto is_short = [](IntType type) { return type == IntType::kInt16 || type == IntType::kUInt16; };
+  return is_short(events.x_type) && is_short(events.y_type) &&
+         (events.p_type == IntType::kInt8 || events.p_type == IntType::kUInt8) && shape.height <= 1 << 15 &&
+         shape.width <= 1 << 15 && reinterpret_cast<uintptr_t>(events.y) % 16 == 0;
+}
+
+template <int kBits>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    event_histogram_tile_kernel(EventColumns events, EventWindows windows, HistogramShape shape, HistogramTile tile,
+                                int64_t count, HistogramOrder order, uint32_t* __restrict__ out,
+                                unsigned long long* dropped) {
+  EVKERNELS_DYNAMIC_SHARED(uint32_t, counters);
+  constexpr int kCounters = 32 / kBits, kPerPack = 4 * kCounters;  // in a word, in 16 bytes
+  const int bins = static_cast<int>(shape.bins);
+  const unsigned width = static_cast<unsigned>(shape.width);
+  const unsigned strips = static_cast<unsigned>(ceil_div(shape.height, tile.rows));
+  const unsigned strip = blockIdx.x % strips, bin = blockIdx.x / strips % bins;
+  const int64_t window = blockIdx.x / strips / bins;
+  const EventRange range = range_of_window(windows, window, count);
+
+  int sorted = tile.span > 0;
+  for (int64_t s = range.begin / kHistogramStretch + threadIdx.x; s * kHistogramStretch < range.end; s += kTileThreads)
+    sorted &= order.stretches[2 * order.stretch_count + s] != 0;
+  for (int64_t k = threadIdx.x; k < tile.span * 2 / kPerPack; k += kTileThreads)
+    reinterpret_cast<Packed<uint32_t, 4>*>(counters)[k] = {};
+  sorted = __syncthreads_and(sorted);
+  if (bin == 0 && strip == 0) {
+    if (threadIdx.x == 0) order.is_sorted[window] = sorted;
+    if (!sorted && range.begin < range.end) find_window_times(events, order, range, window);
+  }
+
+  const int64_t first_row = static_cast<int64_t>(strip) * tile.rows;
+  const unsigned rows =
+      static_cast<unsigned>(shape.height - first_row < tile.rows ? shape.height - first_row : tile.rows);
+  if (sorted && range.begin < range.end) {
+    const long long* const begins = order.begins + window * (bins + 1) + bin;
+    // Holds by itself unless `offsets` is no partition.
+    const int64_t begin = begins[0] < range.begin ? range.begin : begins[0],
+                  end = begins[1] < range.end ? begins[1] : range.end;
+    // The last strip takes what lies below the image as well, and drops it.
+    const uint32_t from_row = static_cast<uint32_t>(first_row);
+    const uint32_t last_row = strip == strips - 1 ? UINT32_MAX - from_row : rows - 1;
+    unsigned drops = 0;
+    const auto count_event = [&](auto x, auto y, auto p) {
+      using Unsigned = std::make_unsigned_t<decltype(x)>;
+      const Unsigned row = static_cast<Unsigned>(y) - from_row;
+      if (static_cast<Unsigned>(x) >= width || row >= rows || p < -1 || p > 1) {
+        ++drops;
+        return;
+      }
+      const unsigned cell = static_cast<unsigned>(row) * width + static_cast<unsigned>(x);
+      increment_in_tile<kBits>(counters, cell + (p > 0 ? static_cast<unsigned>(tile.span) : 0), shape.cutoff);
+    };
+    const int64_t packs_from = ceil_div(begin, 8), packs_until = end / 8;
+    if (has_packs(events, shape) && packs_from < packs_until) {
+      for_packs_in_rows(events, packs_from, packs_until, from_row, last_row, count_event);
+      for_events_in_rows(events, begin, packs_from * 8, from_row, last_row, count_event);
+      for_events_in_rows(events, packs_until * 8, end, from_row, last_row, count_event);
+    } else {
+      for_events_in_rows(events, begin, end, from_row, last_row, count_event);
+    }
+    if (drops) atomicAdd(dropped, static_cast<unsigned long long>(drops));
+  }
+  __syncthreads();
+
+  const unsigned cells = rows * width;
+#pragma unroll 1
+  for (int polarity = 0; polarity < 2; ++polarity) {
+    const int64_t plane = (2 * window + polarity) * bins + bin;
+    const int64_t to = (plane * shape.height + first_row) * width;
+    const uint32_t* const from = counters + (polarity ? tile.span / kCounters : 0);
+    const unsigned packs = to % kPerPack == 0 ? cells / kPerPack : 0;
+    for (unsigned k = threadIdx.x; k < packs; k += kTileThreads) {
+      Packed<uint32_t, 4> pack{};
+      if (sorted) pack = *reinterpret_cast<const Packed<uint32_t, 4>*>(from + 4 * k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pack[i] = clamp_counters<kBits>(pack[i], shape.cutoff);
+      store_packed(out + to / kCounters + 4 * k, pack);
+    }
+    using Counter = std::conditional_t<kBits == 8, uint8_t, std::conditional_t<kBits == 16, uint16_t, uint32_t>>;
+    for (int64_t k = packs * kPerPack + threadIdx.x; k < cells; k += kTileThreads) {
+      const uint32_t value = sorted ? reinterpret_cast<const Counter*>(from)[k] : 0;
+      reinterpret_cast<Counter*>(out)[to + k] =
+          static_cast<Counter>(value < static_cast<uint32_t>(shape.cutoff) ? value : shape.cutoff);
+    }
+  }
+}
+
 template <int kBits>
 __global__ void __launch_bounds__(kEventThreads)
     event_histogram_count_kernel(EventColumns events, EventWindows windows, HistogramShape shape, int64_t count,
-                                 uint32_t* out, unsigned long long* dropped) {
+                                 HistogramOrder order, uint32_t* out, unsigned long long* dropped) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * kEventThreads + threadIdx.x;
   if (e >= count) return;
+  const int64_t window = window_of_event(windows, e);
+  if (order.is_sorted[window]) return;
   const int64_t x = load_integer(events.x, events.x_type, e), y = load_integer(events.y, events.y_type, e);
   const int64_t p = load_integer(events.p, events.p_type, e);
   if (x < 0 || x >= shape.width || y < 0 || y >= shape.height || p < -1 || p > 1) {
     atomicAdd(dropped, 1ull);
     return;
   }
-  const int64_t window = window_of_event(windows, e);
-  const int64_t t0 = windows.first[window];
-  const int64_t difference = wrapping_difference(windows.last[window], t0);
-  const int64_t since = wrapping_difference(load_integer(events.t, events.t_type, e), t0);
-  const int bin = device_math::event_bin(since, static_cast<float>(difference > 1 ? difference : 1),
-                                         static_cast<float>(shape.bins));
+  const int bin =
+      bin_of_time(load_time(events, e), {order.first[window], order.last[window]}, static_cast<int>(shape.bins));
   const int64_t plane = (2 * window + (p > 0)) * shape.bins + bin;
-  increment_saturating<kBits>(out, (plane * shape.height + y) * shape.width + x, shape.cutoff);
+  increment_saturating<kBits>(out, static_cast<uint64_t>((plane * shape.height + y) * shape.width + x), shape.cutoff);
 }
 
-// `bits` of a counter are 8, 16 or 32; `out` has room for whole 16-byte words.
+// Rows of a strip: as many as fit, a multiple of as many as make whole 16-byte words, shared out evenly.
+inline HistogramTile histogram_tile(const HistogramShape& shape, int bits, int64_t bytes) {
+  const int64_t row_bytes = shape.width * bits / 8;
+  const int64_t fitting = bytes / 2 / row_bytes;
+  int64_t whole = 1;
+  while (whole < 16 && whole * row_bytes % 16 != 0) whole *= 2;
+  const auto rounded_up = [](int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; };
+  int64_t rows = fitting >= whole ? fitting / whole * whole : fitting;
+  if (rows < 1) rows = 1;
+  if (rows > shape.height) rows = shape.height;
+  if (rows % whole == 0) rows = rounded_up(ceil_div(shape.height, ceil_div(shape.height, rows)), whole);
+  const int64_t span = fitting < 1 ? 0 : rounded_up(rows * shape.width, 128 / bits);
+  return {static_cast<int>(rows), 2 * span * bits / 8 <= bytes ? span : 0};
+}
+inline HistogramTile histogram_tile(const HistogramShape& shape, int bits, int64_t windows, int64_t& tiles) {
+  HistogramTile tile = histogram_tile(shape, bits, kLargeTile);
+  if (windows * shape.bins * ceil_div(shape.height, tile.rows) < kManyTiles && tile.rows > 1)
+    tile = histogram_tile(shape, bits, kSmallTile);
+  tiles = windows * shape.bins * ceil_div(shape.height, tile.rows);
+  return tile;
+}
+
+// `bits` of a counter are 8, 16 or 32; `memory` has HistogramOrder::size(...) elements.
 inline void launch_event_histogram(const EventColumns& events, const EventWindows& windows, const HistogramShape& shape,
-                                   int bits, int64_t count, uint32_t* out, int64_t* dropped, cudaStream_t stream) {
-  const int64_t words = ceil_div(windows.count * 2 * shape.bins * shape.height * shape.width, 128 / bits);
-  const int64_t clear_threads = words > windows.count ? words : windows.count;
+                                   int bits, int64_t count, long long* memory, uint32_t* out, int64_t* dropped,
+                                   cudaStream_t stream) {
+  const HistogramOrder order = HistogramOrder::in(memory, windows.count, shape.bins, count);
   unsigned long long* const drops = reinterpret_cast<unsigned long long*>(dropped);
-  EVKERNELS_LAUNCH(event_histogram_clear_kernel, grid_dimensions(ceil_div(clear_threads + 1, kEventThreads)),
-                   dim3(kEventThreads), 0, stream, windows, out, words, drops);
-  if (count == 0 || windows.count == 0) return;
-  launch_event_times(events, windows, count, stream);
-  const auto launch_count = [&](auto* kernel) {
-    EVKERNELS_LAUNCH(kernel, grid_dimensions(ceil_div(count, kEventThreads)), dim3(kEventThreads), 0, stream, events,
-                     windows, shape, count, out, drops);
+  EVKERNELS_LAUNCH(event_histogram_order_kernel, grid_dimensions(1 + count / (kEventThreads * kEventsPerLane)),
+                   dim3(kEventThreads), 0, stream, events, windows, count, static_cast<int>(shape.bins), order, drops);
+  if (windows.count == 0) return;
+  int64_t tiles;
+  const HistogramTile tile = histogram_tile(shape, bits, windows.count, tiles);
+  const auto launch_both = [&](auto* tile_kernel, auto* count_kernel) {
+    const int64_t bytes = 2 * tile.span * bits / 8;
+    if (bytes > 48 << 10)
+      cudaFuncSetAttribute(tile_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    EVKERNELS_LAUNCH(tile_kernel, grid_dimensions(tiles), dim3(kTileThreads), bytes, stream, events, windows, shape,
+                     tile, count, order, out, drops);
+    if (count == 0) return;
+    EVKERNELS_LAUNCH(count_kernel, grid_dimensions(ceil_div(count, kEventThreads)), dim3(kEventThreads), 0, stream,
+                     events, windows, shape, count, order, out, drops);
   };
-  if (bits == 8) return launch_count(&event_histogram_count_kernel<8>);
-  if (bits == 16) return launch_count(&event_histogram_count_kernel<16>);
-  launch_count(&event_histogram_count_kernel<32>);
+  if (bits == 8) return launch_both(&event_histogram_tile_kernel<8>, &event_histogram_count_kernel<8>);
+  if (bits == 16) return launch_both(&event_histogram_tile_kernel<16>, &event_histogram_count_kernel<16>);
+  launch_both(&event_histogram_tile_kernel<32>, &event_histogram_count_kernel<32>);
 }
 
 }  // namespace evkernels

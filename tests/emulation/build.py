@@ -127,22 +127,19 @@ def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
 def compile_cuda(unit: Path, cuda_home: Path) -> str:
     """Compiles one CUDA source with nvcc for all architectures; returns what the assembler reported."""
     folder = ROOT / "build" / "cuda_check"
+    kept = intermediate(unit, ARCHITECTURES[0], "ptx").parent
     target = folder / f"{unit.parent.name}-{unit.stem}.o"
     architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures, *INCLUDES]
     with locked(folder):
-        return compile_cached(
-            [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures, *INCLUDES, "-c", str(unit)], target
-        )
+        kept.mkdir(exist_ok=True)
+        return compile_cached([*nvcc, "--keep", "--keep-dir", str(kept), "-c", str(unit)], target)
 
 
-def compile_ptx(unit: Path, cuda_home: Path) -> str:
-    """Compiles one CUDA source to PTX, the assembly text that is common to all architectures."""
-    folder = ROOT / "build" / "cuda_check"
-    target = folder / f"{unit.parent.name}-{unit.stem}.ptx"
-    with locked(folder):
-        nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, f"-arch=compute_{ARCHITECTURES[0]}", *INCLUDES]
-        compile_cached([*nvcc, "-ptx", str(unit)], target)
-        return target.read_text()
+def intermediate(unit: Path, architecture: str, kind: str) -> Path:
+    """A file that compile_cuda left on the way: "ptx", the assembly text, or "cubin", the machine code."""
+    folder = ROOT / "build" / "cuda_check" / f"{unit.parent.name}-{unit.stem}"
+    return folder / f"{unit.stem}.compute_{architecture}.{kind}"
 
 
 def find_cuda_home() -> Path | None:
