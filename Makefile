@@ -14,7 +14,7 @@ CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
 
 export TORCH
 
-.PHONY: demo test sanitize gpu-check bench lint clean
+.PHONY: demo test sanitize gpu-check gpu bench lint clean
 
 demo:
 	@$(PYTHON) tools/environment.py demo io preprocess
@@ -32,6 +32,12 @@ gpu-check:
 	@$(PYTHON) tools/environment.py dask demo io preprocess test train triton
 	@$(RUN) -m pytest tests/test_cuda_build.py tests/test_triton_compile.py tests/test_emulation.py $(ARGS)
 	@$(RUN) tests/gpu_resources.py
+
+# On a machine with a GPU: all tests on the device, sanitizer, benchmark and table. ARGS="--jobs 8"
+gpu:
+	@$(PYTHON) tools/gpu.py --check
+	@$(PYTHON) tools/environment.py bench dask demo io preprocess test triton
+	@$(RUN) tools/gpu.py $(ARGS)
 
 bench:
 	@$(PYTHON) tools/environment.py bench test

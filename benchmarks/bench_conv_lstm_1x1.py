@@ -8,7 +8,7 @@ products of the forward, whose recomputation is not counted.
 import torch
 import torch.nn.functional as F
 
-from benchmarks.registry import Benchmark
+from benchmarks.registry import Benchmark, Competitor
 from evkernels import ops
 from evkernels.testing import tensor
 
@@ -64,6 +64,30 @@ def eager_in_two_parts(frames, h, c, weight, bias):
     return torch.stack(output), c
 
 
+def load_cudnn():
+    if not torch.cuda.is_available():
+        raise ImportError("cuDNN is for CUDA devices")
+    return lstm
+
+
+def lstm(module, frames, h, c, shape):
+    """torch.nn.LSTM over the pixels: the same cell where the kernels are 1x1."""
+    output, (_, c) = module(frames, (h, c))
+    return output.unflatten(1, shape).movedim(-1, 2), c[0].unflatten(0, shape).movedim(-1, 1)
+
+
+def prepare_lstm(arguments):
+    frames, h, c, weight, bias = arguments
+    n, channels, height, width = h.shape
+    module = torch.nn.LSTM(channels, channels).to(h.device, h.dtype).requires_grad_(False)
+    for parameter, value in zip(
+        module.parameters(), (*weight.flatten(1).split(channels, dim=1), bias, torch.zeros_like(bias)), strict=True
+    ):
+        parameter.copy_(value)
+    pixels = [value.movedim(1, -1).reshape(-1, n * height * width, channels) for value in (frames, h, c)]
+    return module, *pixels, (n, height, width)
+
+
 def inputs(shape, dtype):
     steps, n, channels, height, width = shape
     return (
@@ -100,6 +124,7 @@ BENCHMARKS = (
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,
         label=label,
+        competitors=(Competitor("nn.LSTM", load_cudnn, modes=("inference",), prepare=prepare_lstm),),
         modes=("inference", "forward+backward"),
         gate_dtypes=(torch.float32,),
     ),

@@ -115,6 +115,16 @@ class OpContract:
             results, _ = tree_flatten(self.op(*arguments))
         assert all(result.device.type == "cuda" for result in results)
 
+    def test_compiles_on_fake_cuda(self):
+        """Without gradients: autograd asks for the device, which a CPU build of PyTorch does not have."""
+        torch._dynamo.reset()
+        with FakeTensorMode(), torch.no_grad():
+            arguments = tree_map_only(
+                Tensor, lambda v: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="cuda"), self.tiny()
+            )
+            results, _ = tree_flatten(torch.compile(self.op, fullgraph=True, backend="aot_eager")(*arguments))
+        assert all(result.device.type == "cuda" for result in results)
+
     @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
     def test_compiles_to_one_graph(self, compiler):
         torch._dynamo.reset()

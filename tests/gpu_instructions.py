@@ -13,14 +13,14 @@ from pathlib import Path
 
 from emulation import build
 
-# What a budget may name, as it looks in PTX and in machine code. An access through a generic pointer has no state space.
+# What a budget may name, as it looks in PTX and in machine code. Generic atomics name no state space.
 PTX = {
     "loads_16": r"\bld\.global[.\w]*\.(?:v4\.\w32|v2\.\w64)\b",
     "stores_16": r"\bst\.global[.\w]*\.(?:v4\.\w32|v2\.\w64)\b",
     "tensor": r"\b(?:mma|wmma\.mma|wgmma\.mma_async)\.sync\b",
     "special": r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx\b",
     "shuffles": r"\bshfl\.sync\b",
-    "atomics": r"\b(?:atom|red)\.(?!shared)(?!async)",
+    "atomics": r"(?<!\.)\b(?:atom|red)\.(?!shared)(?!async)",
     "shared_atomics": r"\b(?:atom|red)\.shared\b",
 }
 SASS = {
@@ -58,7 +58,7 @@ def in_machine_code(listing: str) -> dict[str, dict[str, int]]:
 
 
 def find_disassembler(cuda_home: Path) -> Path | None:
-    """cuobjdump of the toolkit, of the wheel `nvidia-cuda-cuobjdump`, or on PATH; it needs nvdisasm beside it."""
+    """Cuobjdump of the toolkit, of the wheel `nvidia-cuda-cuobjdump`, or on PATH; it needs nvdisasm beside it."""
     wheels = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")
     candidates = [cuda_home / "bin" / "cuobjdump", *wheels, *filter(None, [shutil.which("cuobjdump")])]
     return next((Path(path) for path in candidates if (Path(path).parent / "nvdisasm").exists()), None)

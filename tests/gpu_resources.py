@@ -82,10 +82,14 @@ def exceeded(found: dict[tuple[str, int], Resources], allowed: dict[str, dict]) 
             limit, value = getattr(limits, name), getattr(resources, name)
             if value > limit:
                 lines.append(f"{kernel} sm_{architecture}: {name} at most {limit}, is {value}")
+        least = budget.get("occupancy", {}).get(f"sm_{architecture}", 0)
+        share = int(100 * occupancy(resources, budget.get("threads", 32), architecture, budget.get("dynamic", 0)))
+        if share < least:
+            lines.append(f"{kernel} sm_{architecture}: occupancy at least {least} %, is {share} %")
     return lines
 
 
-def occupancy(resources: Resources, threads: int, architecture: int) -> float:
+def occupancy(resources: Resources, threads: int, architecture: int, dynamic: int = 0) -> float:
     """The share of a multiprocessor's threads that its registers and shared memory leave room for."""
     all_threads, all_registers, all_shared = MULTIPROCESSORS[architecture]
     # Registers are handed out to warps in units of 256, and each block takes 1 KiB of shared memory for the system.
@@ -93,7 +97,7 @@ def occupancy(resources: Resources, threads: int, architecture: int) -> float:
     blocks = min(
         all_threads // threads,
         all_registers // (warp_registers * (threads // 32)),
-        all_shared // (resources.shared + 1024),
+        all_shared // (resources.shared + dynamic + 1024),
     )
     return blocks * threads / all_threads
 
@@ -103,17 +107,19 @@ def table(cuda_home: Path) -> str:
     architectures = [int(architecture) for architecture in build.ARCHITECTURES]
     found, allowed = measure(cuda_home), budgets()["cuda"]
     lines = [
-        "| kernel | threads | static shared bytes | " + " | ".join(f"sm_{a}" for a in architectures) + " |",
-        "|---|---|---|" + "---|" * len(architectures),
+        "| kernel | threads | shared bytes | " + " | ".join(f"sm_{a}" for a in architectures) + " | bytes moved |",
+        "|---|---|---|" + "---|" * len(architectures) + "---|",
     ]
     for kernel in sorted({kernel for kernel, _ in found}):
-        threads = allowed[kernel]["threads"]
+        budget = allowed[kernel]
+        threads, dynamic = budget["threads"], budget.get("dynamic", 0)
         cells = [
-            f"{found[kernel, a].registers} registers, {occupancy(found[kernel, a], threads, a):.0%}"
+            f"{found[kernel, a].registers} registers, {occupancy(found[kernel, a], threads, a, dynamic):.0%}"
             for a in architectures
         ]
-        shared = found[kernel, architectures[0]].shared
-        lines.append(f"| {kernel.removesuffix('_kernel')} | {threads} | {shared:,} | " + " | ".join(cells) + " |")
+        shared = f"{found[kernel, architectures[0]].shared:,}" + (f" + {dynamic:,}" if dynamic else "")
+        name, moved = kernel.removesuffix("_kernel"), budget["bytes"]
+        lines.append(f"| {name} | {threads} | {shared} | " + " | ".join(cells) + f" | {moved} |")
     return "\n".join(lines)
 
 

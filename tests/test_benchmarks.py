@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as command_line
-from benchmarks import machine, registry, report
+from benchmarks import bench_conv_lstm_1x1, machine, registry, report
 from benchmarks.harness import Bound, Expected, Settings, WrongResult, run_case
 from benchmarks.registry import Benchmark, Case, Competitor, Provider, arguments, cases, gates, providers
 from benchmarks.timing import Timed, clock_of, measure, quantiles, speedup
@@ -325,3 +325,11 @@ def result_of_times(times: dict[str, float]):
         for label, ms in times.items()
     ]
     return result
+
+
+def test_lstm_over_pixels_is_the_1x1_cell():
+    """The competitor that runs on cuDNN, here on the CPU."""
+    given = bench_conv_lstm_1x1.inputs((3, 2, 5, 3, 7), torch.float32)
+    with torch.no_grad():
+        result = bench_conv_lstm_1x1.lstm(*bench_conv_lstm_1x1.prepare_lstm(given))
+    torch.testing.assert_close(result, bench_conv_lstm_1x1.eager(*given))

@@ -130,6 +130,10 @@ def test_a_kernel_above_its_budget_is_named():
         "a sm_80: spilled at most 0, is 8",
     ]
     assert gpu_resources.exceeded({("a", 80): Resources(32, 64)}, {"a": allowed["a"]}) == []
+    crowded = {"a": {**allowed["a"], "threads": 256, "dynamic": 81 << 10, "occupancy": {"sm_80": 25}}}
+    assert gpu_resources.exceeded({("a", 80): Resources(32, 64)}, crowded) == [
+        "a sm_80: occupancy at least 25 %, is 12 %"
+    ]
 
 
 def test_occupancy_of_known_kernels():
@@ -138,3 +142,4 @@ def test_occupancy_of_known_kernels():
     assert gpu_resources.occupancy(Resources(40), 256, 80) == 0.75
     assert gpu_resources.occupancy(Resources(72), 256, 80) == 0.375
     assert gpu_resources.occupancy(Resources(32, shared=40 << 10), 256, 80) == 0.5
+    assert gpu_resources.occupancy(Resources(32), 256, 80, dynamic=40 << 10) == 0.5

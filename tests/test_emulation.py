@@ -156,6 +156,22 @@ def test_wrong_warp_operations_are_reported(faults, seed, fault, message):
         faults.operations(torch.zeros(64, 12, dtype=torch.int32), fault)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_tensor_cores(faults, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(-8, 9, (4, rows, 16), generator=generator).to(dtype) for rows in (16, 8))
+    out = torch.randint(-100, 100, (4, 16, 8), generator=generator).float()
+    expected = out + 2 * a.float() @ b.float().mT
+    faults.multiply(a, b, out, dtype == torch.float16, 0)
+    assert torch.equal(out, expected)
+
+
+def test_a_lane_that_stays_away_from_a_product_is_reported(faults, seed):
+    a, b, out = torch.zeros(4, 16, 16).half(), torch.zeros(4, 8, 16).half(), torch.zeros(4, 16, 8)
+    with pytest.raises(RuntimeError, match=r"mma.sync: a lane of the warp has returned"):
+        faults.multiply(a, b, out, True, 1)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +282,39 @@ def test_grid_helper_refuses(faults, extents):
     faults.helper_limits(2**31 - 1, 65535, 65535)
     with pytest.raises(ValueError, match="CUDA grid must be within"):
         faults.helper_limits(*extents)
+
+
+def test_launch_on_another_stream_is_reported(faults):
+    out = torch.zeros(256, dtype=torch.int32)
+    faults.on_stream(out, False)
+    assert out.tolist() == [256] * 256
+    with pytest.raises(RuntimeError, match=r"early_return_kernel.*another stream than the current one"):
+        faults.on_stream(out, True)
+
+
+# --- tensors beyond 2^31 elements, without the memory ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [1, 90 * 160, 2**31 - 1, 2**31, 2**33])
+@pytest.mark.parametrize("rows", [1, 3, 2**9])
+def test_offsets_of_gates(faults, inner, rows):
+    total = inner * rows
+    for e in {0, 1, inner - 1, inner % total, total // 2, total - 1}:
+        row, element = divmod(e, inner)
+        assert faults.gate_offset(e, inner, total) == 4 * row * inner + element
+
+
+def test_first_element_of_a_thread(faults):
+    assert faults.row_element(2**31 - 1, 255) == ((2**31 - 1) * 256 + 255) * 4
+
+
+@pytest.mark.parametrize(("planes", "height", "width", "channels"), [(8, 2**14, 2**14, 64), (2**16, 2**9, 2**9, 1)])
+def test_offsets_of_depthwise_convolution(faults, planes, height, width, channels):
+    assert planes * height * width * channels > 2**32
+    for plane, row, column, channel in [(0, 0, 0, 0), (planes - 1, height - 1, width - 1, channels - 1), (1, 2, 3, 0)]:
+        read, written = faults.depthwise_offsets(plane, row, column, channel, planes, height, width, channels)
+        assert written == ((plane * height + row) * width + column) * channels + channel
+        assert read == ((plane * height + row - 1) * width + column - 1) * channels + channel
 
 
 # --- conversions and mathematics ------------------------------------------------------------------------------------

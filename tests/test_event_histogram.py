@@ -155,7 +155,8 @@ class TestEventHistogram(OpContract):
     @pytest.mark.parametrize(("height", "width"), [(3, 700), (45, 11), (33, 16), (70, 3)])
     def test_images_of_many_strips(self, backend, height, width):
         """Rows longer than a strip of a GPU kernel may be, strips that do and do not begin on whole words, and events
-        out of range above, below and beside the strips."""
+        out of range above, below and beside the strips.
+        """
         x, y, t, p = events(1000, height, width)
         y[::37], y[5::41], x[::29], p[::31] = -1, height, width, 2
         offsets = torch.tensor([0, 400, 400, 401, 1000])

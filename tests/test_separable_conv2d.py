@@ -100,6 +100,28 @@ class TestSeparableConv2d(DifferentiableOpContract):
         on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
         assert torch.equal(ops.separable_conv2d(*on_device).cpu(), eager(*arguments))
 
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("c", "o", "height", "width", "stride", "padding"),
+        [
+            (16, 40, 5, 40, 1, 1),
+            (32, 35, 7, 37, 2, 1),
+            (48, 8, 9, 33, 1, 0),
+            (16, 1, 1, 1, 2, 1),
+            (160, 64, 3, 3, 1, 4),
+        ],
+    )
+    def test_tiles_of_tensor_cores(self, backend, half, memory, c, o, height, width, stride, padding):
+        """Widths and channels that fill the tiles of 32, and that do not; borders wider than the image."""
+        options = {"dtype": half, "layout": memory, "activations": ("silu", "relu")}
+        arguments = sample(2, c, o, height, width, 3, stride, padding, **options)
+        on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
+        exact = eager(*(v.double() if isinstance(v, torch.Tensor) else v for v in arguments))
+        others = [eager(arguments[0].contiguous(memory_format=m), *arguments[1:])
+                  for m in (torch.contiguous_format, torch.channels_last)]  # fmt: skip
+        assert_matches(ops.separable_conv2d(*on_device), exact, eager(*arguments), others=others)
+
     @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
     @pytest.mark.parametrize("value", [float("nan"), INF, -INF, 1e4, -1e4, 1e38, 1e-40])
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])

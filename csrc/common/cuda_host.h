@@ -32,8 +32,17 @@ namespace evkernels {
 class DeviceScope {
  public:
 #if defined(EVKERNELS_EMULATE)
-  explicit DeviceScope(const torch::stable::Tensor&) {}
-  cudaStream_t stream() const { return nullptr; }
+  explicit DeviceScope(const torch::stable::Tensor& tensor)
+      : stream_(const_cast<cudaStream_t>(reinterpret_cast<const CUstream_st*>(&tensor))) {
+    std::swap(stream_, cuda_emulation::current_stream());
+  }
+  ~DeviceScope() { cuda_emulation::current_stream() = stream_; }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+  cudaStream_t stream() const { return cuda_emulation::current_stream(); }
+
+ private:
+  cudaStream_t stream_;  // of before
 #else
   explicit DeviceScope(const torch::stable::Tensor& tensor)
       : guard_(tensor.get_device_index()),

@@ -118,7 +118,8 @@ __device__ __forceinline__ Packed<T, N> load_packed(const T* address) {
   return pack;
 }
 
-// To global memory. __stcs, because nvcc 13 splits a plain 16-byte store into four scalar ones (2.7 times the traffic).
+// To global memory. __stcs, because nvcc 13 may split a plain 16-byte store into four scalar ones, each of which uses a
+// quarter of the sectors that it touches.
 template <class T, int N>
 __device__ __forceinline__ void store_packed(T* address, const Packed<T, N>& pack) {
   using Raw = typename RawPack<sizeof(T) * N>::type;

@@ -1,5 +1,6 @@
-// exp, sigmoid and tanh for kernels: one ex2 and at most one rcp instruction each, the units that limit gate kernels.
-// The library forms (expf, tanhf, division) cost 13 to 18 % of modelled time there.
+// exp, sigmoid and tanh for kernels: one ex2 and at most one rcp instruction each. The unit for these takes 16 lanes
+// per clock and multiprocessor, where multiply-adds get 64 (sm_80) or 128 (sm_90); benchmarks/gpu_budgets.toml counts
+// them.
 //
 // float: x * log2(e) carries its rounding error along, so exp stays within a few ulp over the whole range. Limits at
 // +-infinity are exact, NaN propagates, results below 2^-126 are flushed to zero. tanh is odd and accurate near 0 as

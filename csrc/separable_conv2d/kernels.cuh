@@ -1,5 +1,7 @@
-// Depthwise-separable convolution on the GPU: one block takes kSide output pixels and kSide output channels.
+// Depthwise-separable convolution on the GPU where it does not go to the tensor cores (tensor_cores.cuh): float32,
+// whose products they would round, float64, filters other than 3 x 3, and channels that are no multiple of 16.
 //
+// One block takes kSide output pixels and kSide output channels.
 // It goes through the input channels in steps of kDepth: the block's threads compute the step's depthwise result,
 // activated, into shared memory, load the step's pointwise weights beside it, and each thread adds their product to
 // kEach x kEach sums in registers. The depthwise result never reaches global memory; blocks of other output channels
@@ -7,15 +9,12 @@
 // channels, in NCHW neighbouring pixels, in both phases, so that their accesses join.
 #pragma once
 
-#include "common/activation.h"
 #include "common/device.cuh"
-#include "common/device_math.cuh"
+#include "separable_conv2d/activated.cuh"
 #include "separable_conv2d/shape.h"
+#include "separable_conv2d/tensor_cores.cuh"
 
 namespace evkernels {
-namespace device_math {
-#include "common/activations.inl"
-}  // namespace device_math
 
 constexpr int kSeparableSide = 64, kSeparableDepth = 16, kSeparableEach = 4;
 constexpr int kSeparableThreads = (kSeparableSide / kSeparableEach) * (kSeparableSide / kSeparableEach);
@@ -52,19 +51,8 @@ __device__ Compute<T> separable_depthwise(const T* __restrict__ x, const T* __re
   return sum;
 }
 
-// SiLU, GELU with tanh and the sigmoid share one exponential: a copy for each made the compiler spill registers.
-template <class V>
-__device__ __forceinline__ V activated(Activation kind, V x) {
-  using namespace device_math;
-  if (kind == Activation::kNone) return x;
-  if (kind == Activation::kRelu) return activate<Activation::kRelu>(x);
-  if (kind == Activation::kGelu) return activate<Activation::kGelu>(x);
-  const V share = logistic(kind == Activation::kGeluTanh ? gelu_tanh_argument(x) : x);
-  return kind == Activation::kSigmoid ? share : x * share;
-}
-
 template <bool kChannelsLast, class T>
-__global__ void __launch_bounds__(kSeparableThreads)
+__global__ void __launch_bounds__(kSeparableThreads, 2)
     separable_conv2d_forward_kernel(const T* __restrict__ x, const T* __restrict__ depthwise_weight,
                                     const T* __restrict__ pointwise_weight, const T* __restrict__ depthwise_bias,
                                     const T* __restrict__ pointwise_bias, T* __restrict__ y, SeparableShape s) {
@@ -141,6 +129,11 @@ void launch_separable_conv2d_forward(const T* x, const T* depthwise_weight, cons
                                      const T* depthwise_bias, const T* pointwise_bias, T* y, const SeparableShape& s,
                                      bool channels_last, cudaStream_t stream) {
   if (s.batch == 0) return;
+  if constexpr (sizeof(T) == 2) {
+    if (launch_separable_conv2d_tensor(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, y, s,
+                                       channels_last, stream))
+      return;
+  }
   const dim3 grid = grid_dimensions(ceil_div(s.batch * s.out_height * s.out_width, kSeparableSide),
                                     ceil_div(s.outputs, kSeparableSide));
   if (channels_last) {

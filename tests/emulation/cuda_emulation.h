@@ -1,6 +1,9 @@
 // The part of CUDA C++ that the package's kernels use, as plain C++: included by csrc/common/device.cuh instead of
 // cuda_runtime.h when a kernel is built with -DEVKERNELS_EMULATE. scheduler.h runs the threads.
 //
+// Nothing here allocates memory or waits for the device, and launches must go to the current stream: host code that
+// compiles against it and runs can be captured into a CUDA graph.
+//
 // It is as strict as the hardware or stricter: overloads that CUDA lacks are missing, wrong launches, barriers and
 // alignments throw std::runtime_error with kernel, block and thread (a launch error is thrown at once instead of being
 // kept for cudaGetLastError).
@@ -54,9 +57,18 @@ inline std::size_t& shared_limit(const void* kernel) {
   return limits.try_emplace(kernel, kDefaultSharedBytes).first->second;
 }
 
+// The stream that launches must go to: inside a DeviceScope the one it hands out, which is not the null stream, as the
+// current stream of torch need not be.
+inline cudaStream_t& current_stream() {
+  static thread_local cudaStream_t stream = nullptr;
+  return stream;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
-            cudaStream_t, Arguments&&... arguments) {
+            cudaStream_t stream, Arguments&&... arguments) {
+  if (stream != current_stream())
+    throw std::runtime_error(std::string("kernel ") + name + ": launched on another stream than the current one");
   static_assert((!std::is_reference_v<Parameters> && ...), "kernel parameters are passed by value");
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernel parameters are copied to the device");
   using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
@@ -93,8 +105,8 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
   return cudaSuccess;
 }
 
-inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
-  if (!memory && bytes) return cudaErrorInvalidValue;
+inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t stream) {
+  if ((!memory && bytes) || stream != cuda_emulation::current_stream()) return cudaErrorInvalidValue;
   if (bytes) std::memset(memory, value, bytes);
   return cudaSuccess;
 }
@@ -185,6 +197,36 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
   const int end = cuda_emulation::lane_in_segment(0, width) + width;
   return cuda_emulation::shuffle("__shfl_xor_sync", mask, value, partner >= 0 && partner < end ? partner : lane, site);
 }
+
+namespace cuda_emulation {
+
+// mma.m16n8k16 of 16-bit numbers: every lane lays down its fragments, then sums up its own four results from them.
+// csrc/common/tensor_core.cuh says which lane holds what.
+template <class ToFloat>
+void multiply_matrices(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                       const ToFloat& to_float, const Site& site = Site::current()) {
+  static std::uint32_t fragments[kMaxThreads / kWarpSize][kWarpSize][6];
+  Scheduler& scheduler = Scheduler::instance();
+  auto& of_lanes = fragments[scheduler.current_warp()];
+  const int lane = scheduler.current_lane();
+  std::copy_n(a, 4, of_lanes[lane]);
+  std::copy_n(b, 2, of_lanes[lane] + 4);
+  scheduler.warp_operation(kProduct, 0xFFFFFFFFu, 0, -1, site);
+  const auto value = [&](int row_or_column, int k, int word) {
+    const std::uint32_t bits = of_lanes[row_or_column % 8 * 4 + k % 8 / 2][word];
+    return static_cast<double>(to_float(static_cast<std::uint16_t>(bits >> k % 2 * 16)));
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    double total = sum[i];
+    for (int k = 0; k < 16; ++k) total += value(row, k, row / 8 + k / 8 * 2) * value(column, k, 4 + k / 8);
+    sum[i] = static_cast<float>(total);
+  }
+  // Nobody may lay down the next product's fragments before all have read these.
+  scheduler.warp_operation(kProduct, 0xFFFFFFFFu, 0, -1, site);
+}
+
+}  // namespace cuda_emulation
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -1,6 +1,8 @@
 // Launches the kernels of faults.cuh: torch.ops.evkernels_faults.<kernel>, `fault` 0 is the right one. Emulation only:
 // the tensors are the CPU's. Every op writes into tensors that the caller made.
 #include "common/cuda_host.h"
+#include "common/rows.cuh"
+#include "depthwise_conv2d/strips.cuh"
 #include "faults.cuh"
 
 namespace evkernels {
@@ -91,6 +93,20 @@ void atomics(const Tensor& x, const Tensor& integers, const Tensor& floats, cons
     launch(atomics_kernel<Fault::kNone>);
 }
 
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out, bool half, std::int64_t fault) {
+  const unsigned threads = static_cast<unsigned>(32 * a.size(0));
+  const auto launch = [&](auto kernel, auto zero) {
+    using T = decltype(zero);
+    EVKERNELS_LAUNCH((kernel), 1, threads, 0, nullptr, pointer<T>(a), pointer<T>(b), pointer<float>(out));
+  };
+  if (fault == 1)
+    launch(multiply_kernel<Half, Fault::kFirst>, Half{});
+  else if (half)
+    launch(multiply_kernel<Half, Fault::kNone>, Half{});
+  else
+    launch(multiply_kernel<BFloat16, Fault::kNone>, BFloat16{});
+}
+
 void order(const Tensor& counter, const Tensor& order) {
   EVKERNELS_LAUNCH((order_kernel), grid_for(order.numel()), kThreads, 0, nullptr, pointer<int>(counter),
                    pointer<int>(order));
@@ -104,6 +120,34 @@ void launch_limits(std::int64_t grid_y, std::int64_t block_x, std::int64_t share
   const dim3 grid(1, static_cast<unsigned>(grid_y)), block(static_cast<unsigned>(block_x));
   EVKERNELS_LAUNCH((early_return_kernel), grid, block, static_cast<std::size_t>(shared_bytes), nullptr,
                    static_cast<int*>(nullptr), 0);
+}
+
+// The right stream, or the null stream where another is current.
+void on_stream(const Tensor& out, bool null) {
+  const DeviceScope scope(out);
+  EVKERNELS_LAUNCH((early_return_kernel), 1, kThreads, 0, null ? nullptr : scope.stream(), pointer<int>(out), kThreads);
+}
+
+// Where a kernel finds element `e` of the state in block 0 of a tensor of four blocks, rows of `inner` elements.
+std::int64_t gate_offset(std::int64_t e, std::int64_t inner, std::int64_t total) {
+  return block_offset<4>(e, inner, total);
+}
+
+// Where thread `thread` of block `block` begins with four elements each.
+std::int64_t row_element(std::int64_t block, std::int64_t thread) {
+  blockIdx.x = static_cast<unsigned>(block);
+  threadIdx.x = static_cast<unsigned>(thread);
+  return first_element<4>();
+}
+
+// Input and output offsets of a pixel of a depthwise convolution, 3 x 3 with padding 1.
+std::tuple<std::int64_t, std::int64_t> depthwise_offsets(std::int64_t plane, std::int64_t row, std::int64_t column,
+                                                         std::int64_t channel, std::int64_t planes, std::int64_t height,
+                                                         std::int64_t width, std::int64_t channels) {
+  const DepthwiseSizes g = depthwise_sizes({planes, channels, channels, height, width, height, width, 3, 1, 1, 1});
+  const DepthwiseStrip at{static_cast<int>(plane),  static_cast<int>(row),     static_cast<int>(row) + 1,
+                          static_cast<int>(column), static_cast<int>(channel), 0};
+  return {at.input(static_cast<int>(row), g), at.output(static_cast<int>(row), g)};
 }
 
 void helper_limits(std::int64_t x, std::int64_t y, std::int64_t z) { grid_dimensions(x, y, z); }
@@ -155,8 +199,15 @@ STABLE_TORCH_LIBRARY(evkernels_faults, m) {
   m.def(
       "atomics(Tensor x, Tensor(a!) integers, Tensor(b!) floats, Tensor(c!) doubles, Tensor(d!) wide, int fault)"
       " -> ()");
+  m.def("multiply(Tensor a, Tensor b, Tensor(a!) out, bool half, int fault) -> ()");
   m.def("order(Tensor(a!) counter, Tensor(b!) order) -> ()");
   m.def("launch_limits(int grid_y, int block_x, int shared_bytes, int granted) -> ()");
+  m.def("on_stream(Tensor(a!) out, bool null) -> ()");
+  m.def("gate_offset(int e, int inner, int total) -> int");
+  m.def("row_element(int block, int thread) -> int");
+  m.def(
+      "depthwise_offsets(int plane, int row, int column, int channel, int planes, int height, int width, int channels)"
+      " -> (int, int)");
   m.def("helper_limits(int x, int y, int z) -> ()");
   m.def("to_float(Tensor bits, Tensor(a!) out, bool half) -> ()");
   m.def("from_float(Tensor x, Tensor(a!) bits, bool half) -> ()");
@@ -172,8 +223,13 @@ STABLE_TORCH_LIBRARY_IMPL(evkernels_faults, CompositeExplicitAutograd, m) {
   m.impl("uninitialised", TORCH_BOX(&uninitialised));
   m.impl("copy", TORCH_BOX(&copy));
   m.impl("atomics", TORCH_BOX(&atomics));
+  m.impl("multiply", TORCH_BOX(&multiply));
   m.impl("order", TORCH_BOX(&order));
   m.impl("launch_limits", TORCH_BOX(&launch_limits));
+  m.impl("on_stream", TORCH_BOX(&on_stream));
+  m.impl("gate_offset", TORCH_BOX(&gate_offset));
+  m.impl("row_element", TORCH_BOX(&row_element));
+  m.impl("depthwise_offsets", TORCH_BOX(&depthwise_offsets));
   m.impl("helper_limits", TORCH_BOX(&helper_limits));
   m.impl("to_float", TORCH_BOX(&to_float_bits));
   m.impl("from_float", TORCH_BOX(&from_float_bits));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/device_math.cuh"
+#include "common/tensor_core.cuh"
 
 namespace evkernels {
 namespace {
@@ -131,6 +132,24 @@ __global__ void atomics_kernel(const int* __restrict__ x, int count, int* __rest
     expected = seen;
     seen = atomicCAS(integers + 4, expected, expected < 255 ? expected + 1 : 255);
   } while (kFault == Fault::kNone && seen != expected);
+}
+
+// out[16, 8] += a[16, 16] b[8, 16]^T for each warp's own matrices. First fault: a lane stays away.
+template <class T, Fault kFault>
+__global__ void multiply_kernel(const T* __restrict__ a, const T* __restrict__ b, float* __restrict__ out) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  if (kFault == Fault::kFirst && threadIdx.x == 33) return;
+  uint32_t a_words[4], b_words[2];
+  const auto load = [](const T* from) { return load_packed<1>(reinterpret_cast<const uint32_t*>(from))[0]; };
+  for (int i = 0; i < 4; ++i) a_words[i] = load(a + (warp * 16 + group + i % 2 * 8) * 16 + pair + i / 2 * 8);
+  for (int i = 0; i < 2; ++i) b_words[i] = load(b + (warp * 8 + group) * 16 + pair + i * 8);
+  float sums[4];
+  float* const to = out + (warp * 16 + group) * 8 + pair;
+  for (int i = 0; i < 4; ++i) sums[i] = to[i / 2 * 64 + i % 2];
+  // Twice, so that a second product meets the fragments of the first.
+  multiply_matrices<T>(sums, a_words, b_words);
+  multiply_matrices<T>(sums, a_words, b_words);
+  for (int i = 0; i < 4; ++i) to[i / 2 * 64 + i % 2] = sums[i];
 }
 
 // When each thread came to the counter.

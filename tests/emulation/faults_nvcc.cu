@@ -15,6 +15,10 @@ void launch_all(int* integers, float* floats, double* doubles, unsigned long lon
   EVKERNELS_LAUNCH((copy_kernel), 1, kThreads, 0, stream, floats, floats);
   EVKERNELS_LAUNCH((atomics_kernel<Fault::kNone>), grid_dimensions(4), kThreads, 0, stream, integers, kCount, integers,
                    floats, doubles, wide);
+  EVKERNELS_LAUNCH((multiply_kernel<Half, Fault::kNone>), 1, kThreads, 0, stream, reinterpret_cast<Half*>(bits),
+                   reinterpret_cast<Half*>(bits), floats);
+  EVKERNELS_LAUNCH((multiply_kernel<BFloat16, Fault::kNone>), 1, kThreads, 0, stream, reinterpret_cast<BFloat16*>(bits),
+                   reinterpret_cast<BFloat16*>(bits), floats);
   EVKERNELS_LAUNCH((order_kernel), 1, kThreads, 0, stream, integers, integers);
   EVKERNELS_LAUNCH((to_float_kernel<Half>), 4, kThreads, 0, stream, bits, floats, kCount);
   EVKERNELS_LAUNCH((to_float_kernel<BFloat16>), 4, kThreads, 0, stream, bits, floats, kCount);

@@ -52,6 +52,9 @@ constexpr std::size_t kMaxSharedBytes = 227 * 1024;
 
 using Site = std::source_location;
 
+// The one warp operation in which lanes that have returned may not be missing.
+inline constexpr const char* kProduct = "mma.sync";
+
 template <class Index>
 std::string to_string(const Index& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
@@ -140,6 +143,7 @@ class Scheduler {
   void* shared() const { return shared_; }
 
   int current_lane() const { return lane(*current_); }
+  int current_warp() const { return static_cast<int>(linear_index(*current_)) / kWarpSize; }
 
   [[noreturn]] void fail(const std::string& message) const {
     std::string where = std::string("kernel ") + kernel_;  // as spelled at the launch, in parentheses
@@ -316,6 +320,8 @@ class Scheduler {
 
   void complete_warp_operation(Thread& any_member) {
     Warp& warp = warp_of(any_member);
+    if (any_member.operation == kProduct && warp.live != ~0u)
+      fail(std::string(kProduct) + ": a lane of the warp has returned or does not exist");
     const std::uint32_t members = any_member.mask & warp.live;
     if ((warp.waiting & members) != members) return;
     Thread* const lanes = &any_member - lane(any_member);
