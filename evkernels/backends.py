@@ -16,7 +16,7 @@ from threading import RLock
 
 import torch
 
-from evkernels.ops.registration import composed_kernels, default_kernels, schemas
+from evkernels.ops.registration import composed_kernels, composed_keys, default_kernels, schemas
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -50,7 +50,7 @@ _compiled_kernels = frozenset(
     (op, device_type)
     for op in schemas
     for device_type in ("cpu", "cuda")
-    if not (device_type == "cuda" and op in composed_kernels)
+    if device_type.upper() not in composed_keys.get(op, ())
     and torch._C._dispatch_has_kernel_for_dispatch_key(f"evkernels::{op}", device_type.upper())
 )
 
@@ -115,7 +115,7 @@ def serving(op: str, device_type: str) -> tuple[str, bool]:
     table = _tables_in_front.get(device_type, {})
     if op in table:
         return _chosen or "triton", table[op] is not None
-    served = has_compiled_kernel(op, device_type) or (device_type == "cuda" and op in composed_kernels)
+    served = has_compiled_kernel(op, device_type) or device_type.upper() in composed_keys.get(op, ())
     return (device_type if served else "reference"), True
 
 

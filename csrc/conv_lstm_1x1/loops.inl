@@ -81,30 +81,6 @@ static void conv_lstm_pack(const T* __restrict__ weight, const T* __restrict__ b
   }
 }
 
-// The value that storing as T and loading gives.
-template <class T, class V>
-EVKERNELS_INLINE V rounded(V value) {
-  if constexpr (sizeof(T) == 2) {
-    T stored[Arithmetic<T>::kLanes];
-    store(stored, value);
-    return load(stored);
-  }
-  return value;
-}
-
-template <class T, class V>
-EVKERNELS_INLINE void store_columns(T* to, V value, int64_t count) {
-  if (count >= Arithmetic<T>::kLanes) {
-    store(to, value);
-  } else {
-    store_partial(to, value, count);
-  }
-}
-template <class T>
-EVKERNELS_INLINE typename Arithmetic<T>::Type load_columns(const T* from, int64_t count) {
-  return count >= Arithmetic<T>::kLanes ? load(from) : load_partial(from, count);
-}
-
 // The pre-activations of kRows pixels of `xh`, for one vector of channels at c, into sum[pixel][i, f, g, o].
 template <class T, class V, class E>
 EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const E* __restrict__ xh, const Rows& rows,

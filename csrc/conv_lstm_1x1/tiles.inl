@@ -5,6 +5,30 @@
 EVKERNELS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 EVKERNELS_INLINE int64_t round_up(int64_t a, int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
 
+// The value that storing as T and loading gives.
+template <class T, class V>
+EVKERNELS_INLINE V rounded(V value) {
+  if constexpr (sizeof(T) == 2) {
+    T stored[Arithmetic<T>::kLanes];
+    store(stored, value);
+    return load(stored);
+  }
+  return value;
+}
+
+template <class T, class V>
+EVKERNELS_INLINE void store_columns(T* to, V value, int64_t count) {
+  if (count >= Arithmetic<T>::kLanes) {
+    store(to, value);
+  } else {
+    store_partial(to, value, count);
+  }
+}
+template <class T>
+EVKERNELS_INLINE typename Arithmetic<T>::Type load_columns(const T* from, int64_t count) {
+  return count >= Arithmetic<T>::kLanes ? load(from) : load_partial(from, count);
+}
+
 // `count` pixels from `first` on of one frame of `channels`.
 struct Tile {
   int64_t pixels, first, count;

@@ -109,6 +109,23 @@ def gate_norm(blocks: int, groups: int | None, channels: int, **where) -> nn.Gro
     return nn.GroupNorm(blocks * groups, blocks * channels, **where)
 
 
+def is_wide(x: Tensor) -> bool:
+    """Whether convolutions of `x` are computed in 32 bits or more, which 3x3 ops are faster in than PyTorch's library;
+    in 16 bits they are not.
+    """
+    device = x.device.type
+    narrow = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return not narrow and x.dtype.itemsize >= 4
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Whether an op may read the parameters of `conv`: one that somebody has replaced, parametrised or hooked is called
+    as it is.
+    """
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
+    return type(conv) is nn.Conv2d and not any(hooks)
+
+
 def check_probability(name: str, value: float, below_one: bool = False) -> None:
     if not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f"{name} must be in [0, 1{')' if below_one else ']'}, got {value}")

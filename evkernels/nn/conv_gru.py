@@ -8,6 +8,9 @@ the copy of the weights costs up to a quarter of the step and they run one by on
 Fast (VisionCore): r multiplies h after the convolution, so the input's convolution does not wait for the state and runs
 over all frames of a sequence at once; a step has one convolution of h. With a stride or dilation the classic form
 convolves the inputs in the same way, by the columns of its weights that belong to x.
+
+Where nothing but the convolutions and the gates acts on the state, a classic 3x3 cell is one op for all steps:
+`ops.conv_gru_3x3`.
 """
 
 import torch
@@ -53,6 +56,8 @@ class ConvGRUCell(RecurrentCell):
         zoneout: Probability with which an element of h keeps its previous value in training; its mean otherwise.
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`. The blend with n sees h whole.
+        winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`, whose convolutions on the
+            CPU are Winograd's, with about three times the rounding error of PyTorch's.
 
     Raises:
         ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,
@@ -85,6 +90,7 @@ class ConvGRUCell(RecurrentCell):
         norm_groups: int | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        winograd: bool = True,
     ) -> None:
         super().__init__(
             in_channels,
@@ -102,6 +108,7 @@ class ConvGRUCell(RecurrentCell):
         if form == "fast" and norm_groups is not None:
             raise ValueError("norm_groups belongs to form='classic'; form='fast' has layer_norm")
         self.form = form
+        self.winograd = winograd
         where = {"device": device, "dtype": dtype}
         padding = {"padding": kernel_size // 2, "padding_mode": padding_mode}
         if form == "classic":
@@ -146,6 +153,34 @@ class ConvGRUCell(RecurrentCell):
     def initial_state(self, x: Tensor) -> Tensor:
         """Zero h for inputs like `x` [N, in_channels, H, W], in their dtype and layout."""
         return self._zeros(x)
+
+    def _run(self, x, state, reset, active):
+        if active is not None or not self._is_one_op(x):
+            return super()._run(x, state, reset, active)
+        h = self.initial_state(x[0]) if state is None else state
+        self._check_state("h", h, x[0])
+        gates = (self.update_gate, self.reset_gate, self.out_gate)
+        parameters = [value for gate in gates for value in (gate.weight, gate.bias)]
+        output = ops.conv_gru_3x3(x, h, *parameters, reset)
+        return output, output[-1]
+
+    def _single(self, x, state):
+        if not self._is_one_op(x):
+            return super()._single(x, state)
+        return self._run(x[None], state, None, None)[1]
+
+    def _is_one_op(self, x: Tensor) -> bool:
+        """Whether nothing but `ops.conv_gru_3x3` acts on the state, for inputs like `x`."""
+        return (
+            self.form == "classic"
+            and self.winograd
+            and self.kernel_size == 3
+            and not (self._convolves_input or self.zoneout or (self.training and self.recurrent_dropout))
+            and self.norm_zr is None
+            and all(cell_options.is_plain(gate) for gate in (self.update_gate, self.reset_gate, self.out_gate))
+            and self.out_gate.padding_mode == "zeros"
+            and cell_options.is_wide(x)
+        )
 
     @property
     def _convolves_input(self):

@@ -1,5 +1,8 @@
 """ConvLSTM cell: one convolution over [x, h], then `ops.lstm_gates`; and converters for published weights.
 
+Where nothing but the convolution and the gates acts on the state, 1x1 and 3x3 cells are one op for all steps:
+`ops.conv_lstm_1x1` and `ops.conv_lstm_3x3`.
+
 Published cells differ in the order of their gates only. The cell takes any order as it is (`order`), so that
 checkpoints whose keys are `conv.*` load unchanged; the converters permute the rows once, to torch.nn.LSTM's i, f, g, o.
 
@@ -7,7 +10,7 @@ With a stride or dilation the columns of the one weight that belong to x are con
 a sequence at once: the state dict stays the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +50,8 @@ class ConvLSTMCell(RecurrentCell):
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`.
         cell_dropout: Probability to drop an element of the activated g in training, anew at every step.
+        winograd: Whether a 3x3 cell without options runs, in float32, as `ops.conv_lstm_3x3`, whose convolution on the CPU is
+            Winograd's, with about three times the rounding error of PyTorch's.
 
     Raises:
         ValueError: if `kernel_size` is even, `order` is no permutation of "ifgo", or an option is not among those
@@ -81,6 +86,7 @@ class ConvLSTMCell(RecurrentCell):
         zoneout_c: float = 0.0,
         recurrent_dropout: float = 0.0,
         cell_dropout: float = 0.0,
+        winograd: bool = True,
     ) -> None:
         super().__init__(
             in_channels,
@@ -101,6 +107,7 @@ class ConvLSTMCell(RecurrentCell):
         self.activation = activation
         self.zoneout_c = zoneout_c
         self.cell_dropout = cell_dropout
+        self.winograd = winograd
         where = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(
             in_channels + hidden_channels,
@@ -139,23 +146,34 @@ class ConvLSTMCell(RecurrentCell):
         return self._zeros(x), self._zeros(x)
 
     def _run(self, x, state, reset, active):
-        if active is not None or not self._is_one_op:
+        op = self._one_op(x) if active is None else None
+        if op is None:
             return super()._run(x, state, reset, active)
-        return run_in_one_op(self, x, state, reset, self.conv.weight, self.conv.bias, self.order)
+        return run_in_one_op(self, x, state, reset, self.conv.weight, self.conv.bias, self.order, op)
 
-    @property
-    def _is_one_op(self) -> bool:
-        """Whether no pixel touches another and nothing but the op acts on the state: it runs whole sequences then."""
+    def _single(self, x, state):
+        if self._one_op(x) is not ops.conv_lstm_3x3:
+            return super()._single(x, state)
+        return self._run(x[None], state, None, None)[1]
+
+    def _one_op(self, x: Tensor) -> Callable | None:
+        """The op that runs whole sequences of inputs like `x`, if there is one and nothing else acts on the state."""
         drops = self.training and (self.recurrent_dropout or self.cell_dropout)
-        return (
-            # A convolution that somebody has replaced or parametrised is called as it is.
-            type(self.conv) is nn.Conv2d
-            and self.kernel_size == 1
-            and not (self._convolves_input or drops or self.zoneout or self.zoneout_c)
-            and self.norm is None
-            and self.peephole is None
-            and (self.gate_activation, self.activation) == ("sigmoid", "tanh")
-        )
+        if (
+            self._convolves_input
+            or drops
+            or self.zoneout
+            or self.zoneout_c
+            or self.norm is not None
+            or self.peephole is not None
+            or (self.gate_activation, self.activation) != ("sigmoid", "tanh")
+            or not cell_options.is_plain(self.conv)
+        ):
+            return None
+        if self.kernel_size == 1:
+            return ops.conv_lstm_1x1
+        is_3x3 = self.kernel_size == 3 and self.conv.padding_mode == "zeros"
+        return ops.conv_lstm_3x3 if is_3x3 and self.winograd and cell_options.is_wide(x) else None
 
     def _step(self, mask):
         def step(frame, state):
@@ -263,10 +281,19 @@ class ConvLSTMCell(RecurrentCell):
         return cell
 
 
-def run_in_one_op(cell: RecurrentCell, x: Tensor, state, reset: Tensor | None, weight: Tensor, bias, order: str):
-    """`cell.forward_sequence` where the cell is nothing but `ops.conv_lstm_1x1` with these parameters."""
+def run_in_one_op(
+    cell: RecurrentCell,
+    x: Tensor,
+    state,
+    reset: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    order: str,
+    op: Callable = ops.conv_lstm_1x1,
+):
+    """`cell.forward_sequence` where the cell is nothing but `op` with these parameters."""
     h, c = cell.initial_state(x[0]) if state is None else state
     cell._check_state("h", h, x[0])
     cell._check_state("c", c, x[0])
-    output, c = ops.conv_lstm_1x1(x, h.to(x.dtype), c, weight, bias, reset, order)
+    output, c = op(x, h.to(x.dtype), c, weight, bias, reset, order)
     return output, (output[-1], c)

@@ -154,7 +154,8 @@ class ConvLSTM(RecurrentLayer):
         bidirectional: Whether every layer also runs backwards, with weights of its own.
         stride: Of the first layer's convolution of x.
         options: Keywords of `ConvLSTMCell`, for every cell: bias, order, padding_mode, dilation, norm_groups,
-            peephole, gate_activation, activation, zoneout, zoneout_c, recurrent_dropout, cell_dropout, device, dtype.
+            peephole, gate_activation, activation, zoneout, zoneout_c, recurrent_dropout, cell_dropout, winograd, device,
+            dtype.
 
     Raises:
         ValueError: if `num_layers` is less than 1, `dropout` no probability, or as `ConvLSTMCell` does.
@@ -190,7 +191,7 @@ class ConvGRU(RecurrentLayer):
         bidirectional: Whether every layer also runs backwards, with weights of its own.
         stride: Of the first layer's convolution of x.
         options: Keywords of `ConvGRUCell`, for every cell: form, layer_norm, depthwise, groups, padding_mode, dilation,
-            norm_groups, zoneout, recurrent_dropout, device, dtype.
+            norm_groups, zoneout, recurrent_dropout, winograd, device, dtype.
 
     Raises:
         ValueError: if `num_layers` is less than 1, `dropout` no probability, or as `ConvGRUCell` does.

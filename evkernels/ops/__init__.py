@@ -4,7 +4,9 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+from evkernels.ops.conv_gru_3x3 import conv_gru_3x3
 from evkernels.ops.conv_lstm_1x1 import conv_lstm_1x1
+from evkernels.ops.conv_lstm_3x3 import conv_lstm_3x3
 from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
@@ -16,7 +18,9 @@ from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
 
 __all__ = [
+    "conv_gru_3x3",
     "conv_lstm_1x1",
+    "conv_lstm_3x3",
     "depthwise_conv2d",
     "event_histogram",
     "gru_gates",

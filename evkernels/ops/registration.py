@@ -18,6 +18,8 @@ schemas: dict[str, str] = {}
 default_kernels: dict[str, Callable] = {}
 # name -> a kernel made of other registered ops and PyTorch's own, for backends that have none of their own.
 composed_kernels: dict[str, Callable] = {}
+# name -> the dispatch keys at which that kernel is registered.
+composed_keys: dict[str, tuple[str, ...]] = {}
 
 
 def define(schema: str, *, reference: Callable, fake: Callable, layout_of: int | None = None) -> torch._ops.OpOverload:
@@ -63,11 +65,16 @@ def _in_layout_of(position: int, reference: Callable) -> Callable:
     return kernel
 
 
-def define_composed(op: torch._ops.OpOverload, kernel: Callable) -> None:
-    """Backends without a kernel of `op` run it as `kernel`, which calls registered ops and so follows the backend."""
+def define_composed(op: torch._ops.OpOverload, kernel: Callable, keys: tuple[str, ...] = ("CUDA",)) -> None:
+    """Backends without a kernel of `op` run it as `kernel`, which calls registered ops and so follows the backend.
+
+    `keys` are the devices for which nothing compiled exists in any build.
+    """
     name = op.name().partition("::")[2]
     composed_kernels[name] = kernel
-    _library.impl(name, kernel, "CUDA")
+    for key in keys:
+        _library.impl(name, kernel, key)
+    composed_keys[name] = keys
 
 
 def forbid_gradient(op: torch._ops.OpOverload, why: str) -> None:

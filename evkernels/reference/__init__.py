@@ -4,11 +4,18 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.conv_gru_3x3 import conv_gru_3x3, conv_gru_3x3_backward, conv_gru_3x3_kernel
 from evkernels.reference.conv_lstm_1x1 import (
     conv_lstm_1x1,
     conv_lstm_1x1_backward,
     conv_lstm_1x1_kernel,
     kept_channels,
+)
+from evkernels.reference.conv_lstm_3x3 import (
+    conv_3x3_input_gradient,
+    conv_lstm_3x3,
+    conv_lstm_3x3_backward,
+    conv_lstm_3x3_kernel,
 )
 from evkernels.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.reference.event_histogram import (
@@ -50,9 +57,16 @@ from evkernels.reference.voxel_grid import (
 )
 
 __all__ = [
+    "conv_3x3_input_gradient",
+    "conv_gru_3x3",
+    "conv_gru_3x3_backward",
+    "conv_gru_3x3_kernel",
     "conv_lstm_1x1",
     "conv_lstm_1x1_backward",
     "conv_lstm_1x1_kernel",
+    "conv_lstm_3x3",
+    "conv_lstm_3x3_backward",
+    "conv_lstm_3x3_kernel",
     "decayed_time_surface_into_kernel",
     "decayed_time_surface_kernel",
     "depthwise_conv2d",

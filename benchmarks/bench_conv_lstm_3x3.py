@@ -1,0 +1,76 @@
+"""conv_lstm_3x3 against plain PyTorch, ten steps of two samples.
+
+Floor: forward reads x and the weights and writes the output; the gradient reads x, the output and its gradient and
+writes that of x. States between steps, weights and what training keeps are not counted. Operations are those of
+Winograd's F(2x2, 3x3), 16 products for four pixels instead of 36; the gradient has twice the products of the forward,
+those of the weight (one half) without Winograd.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.registry import Benchmark
+from evkernels import ops
+from evkernels.testing import tensor
+
+# (steps, samples, channels of x and h, height, width)
+SHAPES = ((10, 2, 64, 45, 80), (10, 2, 256, 23, 40))
+
+
+def eager(frames, h, c, weight, bias):
+    output = []
+    for frame in frames.split(len(h)):
+        i, f, g, o = F.conv2d(torch.cat([frame, h], dim=1), weight, bias, padding=1).chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        output.append(h)
+    return torch.stack(output), c
+
+
+def fused(frames, h, c, weight, bias):
+    return ops.conv_lstm_3x3(frames.unflatten(0, (-1, len(h))), h, c, weight, bias)
+
+
+def inputs(shape, dtype):
+    steps, n, channels, height, width = shape
+    return (
+        tensor(steps * n, channels, height, width, dtype=dtype, seed=1),
+        tensor(n, channels, height, width, dtype=dtype, seed=2),
+        tensor(n, channels, height, width, dtype=dtype, seed=3),
+        tensor(4 * channels, 2 * channels, 3, 3, dtype=dtype, seed=4) * (18 * channels) ** -0.5,
+        tensor(4 * channels, dtype=dtype, seed=5),
+    )
+
+
+def floor_bytes(shape, itemsize, mode):
+    return torch.Size(shape).numel() * itemsize * (6 if mode == "forward+backward" else 2)
+
+
+def floor_flops(shape, mode):
+    direct = 2 * torch.Size(shape).numel() * 9 * 8 * shape[2]
+    winograd = direct * 4 // 9
+    return 2 * winograd + direct if mode == "forward+backward" else winograd
+
+
+def label(shape):
+    steps, n, channels, height, width = shape
+    return f"T{steps} {n}x{channels}x{height}x{width}"
+
+
+BENCHMARKS = (
+    Benchmark(
+        op="conv_lstm_3x3",
+        function=fused,
+        eager=eager,
+        inputs=inputs,
+        shapes=SHAPES,
+        gate_shapes=((2, 1, 64, 45, 80),),
+        tiny_shape=(2, 2, 5, 3, 7),
+        floor_bytes=floor_bytes,
+        floor_flops=floor_flops,
+        label=label,
+        dtypes=(torch.float32,),
+        modes=("inference", "forward+backward"),
+        gate_modes=("inference",),
+    ),
+)

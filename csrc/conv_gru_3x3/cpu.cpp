@@ -1,0 +1,98 @@
+// A 3x3 ConvGRU over a sequence on the CPU: tensors to pointers, workspace, threads, registration. The loops are in
+// loops.inl.
+
+#include <torch/csrc/stable/library.h>
+
+#include <utility>
+
+#include "conv_gru_3x3/host.h"
+#include "conv_lstm_3x3/workspace.h"
+
+#define EVKERNELS_LOOPS "conv_gru_3x3/loops.inl"
+#include "common/foreach_isa.h"
+
+namespace evkernels {
+namespace {
+
+using torch::stable::parallel_for;
+
+std::tuple<Tensor, Tensor, Tensor> conv_gru_3x3(Tensor x, Tensor h, Tensor weight_z, std::optional<Tensor> bias_z,
+                                                Tensor weight_r, std::optional<Tensor> bias_r, Tensor weight_n,
+                                                std::optional<Tensor> bias_n, std::optional<Tensor> reset, bool keep) {
+  Tensor* weights[3] = {&weight_z, &weight_r, &weight_n};
+  std::optional<Tensor>* biases[3] = {&bias_z, &bias_r, &bias_n};
+  const ConvGru3x3Call call = prepare_conv_gru_3x3(x, h, weights, biases, reset);
+  const ConvGru3x3Shape& s = call.shape;
+  const Maps& m = s.maps;
+  Tensor output = empty_frames(x, h.scalar_type(), s.channels, true, call.layout);
+  Tensor zr = empty_frames(x, x.scalar_type(), 2 * s.channels, keep, MemoryFormat::ChannelsLast);
+  Tensor n = empty_frames(x, x.scalar_type(), s.channels, keep, MemoryFormat::ChannelsLast);
+  if (output.numel() == 0) return {output, zr, n};
+  dispatch_input_and_state("conv_gru_3x3", x.scalar_type(), h.scalar_type(), [&](auto input, auto state) {
+    using T = typename decltype(input)::type;
+    using S = typename decltype(state)::type;
+    using R = Compute<T>;
+    const WinogradShape reset_shape = s.reset_convolution(), candidate_shape = s.candidate_convolution();
+    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, s.channels);
+    const int64_t x_stride = EVKERNELS_CALL(whole_vectors<R>, s.inputs);
+    const int64_t map_size = EVKERNELS_CALL(maps_size<R>, stride, m);
+    const auto packed_zr = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, reset_shape));
+    const auto packed_n = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, candidate_shape));
+    const auto biases_of_gates = workspace<R>(3 * stride);
+    R *const bias_zr = biases_of_gates.get(), *const bias_of_n = bias_zr + 2 * stride;
+    const auto maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, x_stride, m) + 4 * map_size);
+    R *now = maps.get(), *next = now + map_size;
+    R *const z = next + map_size, *const rh = z + map_size, *const x_maps = rh + map_size;
+    for (R* const borders : {now, next, rh}) EVKERNELS_CALL(zero_borders, borders, stride, m);
+    EVKERNELS_CALL(zero_borders, x_maps, x_stride, m);
+    const ConvGru3x3Gate<T> gates[3] = {{data<T>(weight_z), data<T>(bias_z)},
+                                        {data<T>(weight_r), data<T>(bias_r)},
+                                        {data<T>(weight_n), data<T>(bias_n)}};
+    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, reset_shape), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(conv_gru_3x3_pack, gates, packed_zr.get(), bias_zr, reset_shape, begin, end);
+    });
+    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, candidate_shape), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(conv_gru_3x3_pack, gates + 2, packed_n.get(), bias_of_n, candidate_shape, begin, end);
+    });
+    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(load_rows, data<S>(h), s.channels, s.channels_last, now, stride, m, begin, end);
+    });
+    for (int64_t t = 0; t < s.steps; ++t) {
+      const int64_t frame = t * m.batch, pixels = frame * m.pixels();
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_maps, x_stride, m, begin,
+                       end);
+        if (!reset.has_value()) return;
+        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, now, stride, m, begin, end);
+      });
+      const ConvGru3x3Step<T, R> step = {x_maps,
+                                         now,
+                                         z,
+                                         rh,
+                                         next,
+                                         bias_zr,
+                                         bias_of_n,
+                                         keep ? mutable_data<T>(zr) + pixels * 2 * s.channels : nullptr,
+                                         keep ? mutable_data<T>(n) + pixels * s.channels : nullptr};
+      parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, reset_shape), 1, [&](int64_t begin, int64_t end) {
+        const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, reset_shape));
+        EVKERNELS_CALL(conv_gru_3x3_reset, step, packed_zr.get(), buffer.get(), s, begin, end);
+      });
+      parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, candidate_shape), 1, [&](int64_t begin, int64_t end) {
+        const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, candidate_shape));
+        EVKERNELS_CALL(conv_gru_3x3_update<S>, step, packed_n.get(), buffer.get(), s, begin, end);
+      });
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(store_rows, next, stride, mutable_data<S>(output) + pixels * s.channels, s.channels,
+                       s.channels_last, m, begin, end);
+      });
+      std::swap(now, next);
+    }
+  });
+  return {output, zr, n};
+}
+
+}  // namespace
+}  // namespace evkernels
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) { m.impl("conv_gru_3x3", TORCH_BOX(&evkernels::conv_gru_3x3)); }

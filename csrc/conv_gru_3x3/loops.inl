@@ -1,0 +1,67 @@
+// Loops of conv_gru_3x3, compiled once per instruction set: the two convolutions of one step of all maps, the first
+// with the reset and the second with the update as its epilogue. The convolution is conv_lstm_3x3/winograd.inl.
+
+#include "common/rows.inl"
+#include "conv_lstm_3x3/maps.inl"
+#include "conv_lstm_3x3/winograd.inl"
+#include "gru_gates/math.inl"
+
+// Panels [begin, end) of the gates of one convolution, side by side.
+template <class T, class R>
+static void conv_gru_3x3_pack(const ConvGru3x3Gate<T>* gates, R* packed, R* packed_bias, const WinogradShape& s,
+                              int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  WinogradWeight<T> rows = {{}, (s.inputs[0] + s.inputs[1]) * 9, 9, false};
+  for (int gate = 0; gate < s.gates; ++gate) rows.gates[gate] = gates[gate].weight;
+  winograd_pack<T>(rows, packed, s, begin, end);
+  if (begin != 0) return;
+  for (int64_t c = 0; c < round_up(s.channels, kLanes); ++c) {
+    for (int gate = 0; gate < s.gates; ++gate) {
+      const bool real = c < s.channels && gates[gate].bias;
+      packed_bias[(c / kLanes * s.gates + gate) * kLanes + c % kLanes] = real ? to_float(gates[gate].bias[c]) : 0;
+    }
+  }
+}
+
+// Blocks [begin, end) of z and r * h.
+template <class T, class R>
+static void conv_gru_3x3_reset(const ConvGru3x3Step<T, R>& d, const R* packed, R* buffer, const ConvGru3x3Shape& s,
+                               int64_t begin, int64_t end) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const int64_t stride = round_up(s.channels, kLanes);
+  const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.h, s.channels, stride}};
+  winograd_convolve<2>(inputs, packed, buffer, s.reset_convolution(), begin, end,
+                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[2]) EVKERNELS_LOOP_BODY {
+                         const R* const bias = d.bias_zr + unit * 2 * kLanes;
+                         const int64_t first = unit * kLanes, place = at * stride + first;
+                         const V z = pre[0] + (V)load(bias), r = pre[1] + (V)load(bias + kLanes);
+                         V z_active, rh;
+                         gru_reset_math<V>(z, r, load(d.h + place), z_active, rh);
+                         store(d.z + place, z_active);
+                         store(d.rh + place, rh);
+                         if (d.zr) {
+                           T* const kept = d.zr + pixel * 2 * s.channels + first;
+                           store_columns(kept, z, s.channels - first);
+                           store_columns(kept + s.channels, r, s.channels - first);
+                         }
+                       });
+}
+
+// Blocks [begin, end) of the new h.
+template <class S, class T, class R>
+static void conv_gru_3x3_update(const ConvGru3x3Step<T, R>& d, const R* packed, R* buffer, const ConvGru3x3Shape& s,
+                                int64_t begin, int64_t end) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const int64_t stride = round_up(s.channels, kLanes);
+  const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.rh, s.channels, stride}};
+  winograd_convolve<1>(inputs, packed, buffer, s.candidate_convolution(), begin, end,
+                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[1]) EVKERNELS_LOOP_BODY {
+                         const int64_t first = unit * kLanes, place = at * stride + first;
+                         const V n = pre[0] + (V)load(d.bias_n + first);
+                         const V h = gru_update_math<V>(load(d.z + place), n, load(d.h + place));
+                         store(d.h_next + place, rounded<S>(h));
+                         if (d.n) store_columns(d.n + pixel * s.channels + first, n, s.channels - first);
+                       });
+}

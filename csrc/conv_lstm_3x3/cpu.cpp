@@ -1,0 +1,149 @@
+// A 3x3 ConvLSTM over a sequence on the CPU: tensors to pointers, workspace, threads, registration. The loops are in
+// loops.inl.
+
+#include <torch/csrc/stable/library.h>
+
+#include <utility>
+
+#include "conv_lstm_3x3/host.h"
+#include "conv_lstm_3x3/workspace.h"
+
+#define EVKERNELS_LOOPS "conv_lstm_3x3/loops.inl"
+#include "common/foreach_isa.h"
+
+namespace evkernels {
+namespace {
+
+using torch::stable::parallel_for;
+
+// Elements of the transformed weight of a gradient in any instruction set: whole panels of the widest vectors.
+int64_t transformed_size(const WinogradShape& s) { return 16 * ((s.channels + 63) / 64 * 64) * s.inputs[0]; }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Tensor c, Tensor weight,
+                                                         std::optional<Tensor> bias, std::optional<Tensor> reset,
+                                                         std::string order, bool keep) {
+  const ConvLstm3x3Call call = prepare_conv_lstm_3x3(x, h, c, weight, bias, reset, order);
+  const ConvLstm3x3Shape& s = call.shape;
+  const Maps& m = s.maps;
+  Tensor output = empty_frames(x, x.scalar_type(), s.channels, true, call.layout);
+  Tensor c_last = empty_in_layout(c, c.scalar_type(), call.layout);
+  Tensor gates = empty_frames(x, x.scalar_type(), 4 * s.channels, keep, MemoryFormat::ChannelsLast);
+  Tensor cells = empty_frames(x, c.scalar_type(), s.channels, keep, MemoryFormat::ChannelsLast);
+  if (output.numel() == 0) return {output, c_last, gates, cells};
+  dispatch_input_and_state("conv_lstm_3x3", x.scalar_type(), c.scalar_type(), [&](auto input, auto state) {
+    using T = typename decltype(input)::type;
+    using S = typename decltype(state)::type;
+    using R = Compute<T>;
+    const WinogradShape w = s.convolution();
+    const int64_t panels = EVKERNELS_CALL(winograd_panels<R>, w), blocks = EVKERNELS_CALL(winograd_blocks<R>, w);
+    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, s.channels);
+    const int64_t x_stride = EVKERNELS_CALL(whole_vectors<R>, s.inputs);
+    const int64_t map_size = EVKERNELS_CALL(maps_size<R>, stride, m);
+    const auto packed = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, w));
+    const auto packed_bias = workspace<R>(4 * stride);
+    const auto x_maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, x_stride, m));
+    const auto state_maps = workspace<R>(3 * map_size);
+    R *now = state_maps.get(), *next = now + map_size, *const cell = next + map_size;
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(conv_lstm_3x3_pack, data<T>(weight), data<T>(bias), packed.get(), packed_bias.get(), s, begin,
+                     end);
+    });
+    EVKERNELS_CALL(zero_borders, x_maps.get(), x_stride, m);
+    EVKERNELS_CALL(zero_borders, now, stride, m);
+    EVKERNELS_CALL(zero_borders, next, stride, m);
+    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(load_rows, data<T>(h), s.channels, s.channels_last, now, stride, m, begin, end);
+      EVKERNELS_CALL(load_rows, data<S>(c), s.channels, s.channels_last, cell, stride, m, begin, end);
+    });
+    for (int64_t t = 0; t < s.steps; ++t) {
+      const int64_t frame = t * m.batch, pixels = frame * m.pixels();
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_maps.get(), x_stride, m,
+                       begin, end);
+        if (!reset.has_value()) return;
+        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, now, stride, m, begin, end);
+        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, cell, stride, m, begin, end);
+      });
+      const ConvLstm3x3Step<T, S, R> step = {x_maps.get(),
+                                             now,
+                                             next,
+                                             cell,
+                                             packed_bias.get(),
+                                             keep ? mutable_data<T>(gates) + pixels * 4 * s.channels : nullptr,
+                                             keep ? mutable_data<S>(cells) + pixels * s.channels : nullptr};
+      parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+        const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, w));
+        EVKERNELS_CALL(conv_lstm_3x3_step, step, packed.get(), buffer.get(), s, begin, end);
+      });
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(store_rows, next, stride, mutable_data<T>(output) + pixels * s.channels, s.channels,
+                       s.channels_last, m, begin, end);
+      });
+      std::swap(now, next);
+    }
+    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(store_rows, cell, stride, mutable_data<S>(c_last), s.channels, s.channels_last, m, begin, end);
+    });
+  });
+  return {output, c_last, gates, cells};
+}
+
+// What conv_3x3_input_gradient makes of the input channels [first, first + count) of a weight, for any number of calls.
+Tensor conv_3x3_gradient_weight(Tensor weight, int64_t first, int64_t count) {
+  STD_TORCH_CHECK(weight.dim() == 4 && first >= 0 && count >= 0 && first + count <= weight.size(1) &&
+                      has_shape(weight, {weight.size(0), weight.size(1), 3, 3}),
+                  "weight must be [C, at least first + count, 3, 3]");
+  const WinogradShape s = {{0, 0, 0}, {weight.size(0), 0}, count, 1};
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  const auto dtype = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor packed = torch::stable::empty({transformed_size(s)}, dtype, std::nullopt, weight.device());
+  dispatch_floating("conv_3x3_gradient_weight", weight.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using R = Compute<T>;
+    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(input_gradient_pack, data<T>(weight) + first * 9, weight.size(1), mutable_data<R>(packed), s,
+                     begin, end);
+    });
+  });
+  return packed;
+}
+
+// The gradient of the input channels [first, first + count), channels_last; `packed` is conv_3x3_gradient_weight's.
+Tensor conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int64_t first, int64_t count) {
+  const MemoryFormat layout = common_layout(grad);
+  STD_TORCH_CHECK(grad.dim() == 4, "grad must be [N, C, H, W]");
+  const Maps m = {grad.size(0), grad.size(2), grad.size(3)};
+  const WinogradShape s = {m, {grad.size(1), 0}, count, 1};
+  const auto dtype = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(count >= 0 && packed.scalar_type() == dtype && has_shape(packed, {transformed_size(s)}),
+                  "packed must be conv_3x3_gradient_weight's for these channels and this dtype");
+  grad = in_layout(grad, layout);
+  Tensor d_input = empty_frames(grad, grad.scalar_type(), count, true, MemoryFormat::ChannelsLast);
+  if (d_input.numel() == 0) return d_input;
+  dispatch_floating("conv_3x3_input_gradient", grad.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using R = Compute<T>;
+    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, grad.size(1));
+    const auto maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, stride, m));
+    EVKERNELS_CALL(zero_borders, maps.get(), stride, m);
+    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(load_rows, data<T>(grad), grad.size(1), layout == MemoryFormat::ChannelsLast, maps.get(), stride,
+                     m, begin, end);
+    });
+    parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
+      const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, s));
+      EVKERNELS_CALL(input_gradient, maps.get(), data<R>(packed), mutable_data<T>(d_input), buffer.get(), s, begin,
+                     end);
+    });
+  });
+  return d_input;
+}
+
+}  // namespace
+}  // namespace evkernels
+
+STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
+  m.impl("conv_lstm_3x3", TORCH_BOX(&evkernels::conv_lstm_3x3));
+  m.impl("conv_3x3_gradient_weight", TORCH_BOX(&evkernels::conv_3x3_gradient_weight));
+  m.impl("conv_3x3_input_gradient", TORCH_BOX(&evkernels::conv_3x3_input_gradient));
+}

@@ -1,0 +1,76 @@
+// Loops of conv_lstm_3x3, compiled once per instruction set: one step of all maps, with the gates as the convolution's
+// epilogue. The convolution is winograd.inl's.
+
+#include "common/rows.inl"
+#include "conv_lstm_3x3/maps.inl"
+#include "conv_lstm_3x3/winograd.inl"
+#include "lstm_gates/math.inl"
+
+template <class T, class R>
+static void conv_lstm_3x3_pack(const T* weight, const T* bias, R* packed, R* packed_bias, const ConvLstm3x3Shape& s,
+                               int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};
+  const int64_t depth = s.inputs + s.channels;
+  WinogradWeight<T> rows = {{}, depth * 9, 9, false};
+  for (int gate = 0; gate < 4; ++gate) rows.gates[gate] = weight + places[gate] * s.channels * depth * 9;
+  winograd_pack<T>(rows, packed, s.convolution(), begin, end);
+  for (int64_t c = begin * kLanes; c < end * kLanes; ++c) {
+    for (int gate = 0; gate < 4; ++gate) {
+      const bool real = c < s.channels && bias;
+      packed_bias[(c / kLanes * 4 + gate) * kLanes + c % kLanes] =
+          real ? to_float(bias[places[gate] * s.channels + c]) : 0;
+    }
+  }
+}
+
+// Blocks [begin, end) of one step.
+template <class T, class S, class R>
+static void conv_lstm_3x3_step(const ConvLstm3x3Step<T, S, R>& d, const R* packed, R* buffer, const ConvLstm3x3Shape& s,
+                               int64_t begin, int64_t end) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const int64_t x_stride = round_up(s.inputs, kLanes), stride = round_up(s.channels, kLanes);
+  const WinogradInput<R> inputs[2] = {{d.x, s.inputs, x_stride}, {d.h, s.channels, stride}};
+  const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};
+  winograd_convolve<4>(inputs, packed, buffer, s.convolution(), begin, end,
+                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[4]) EVKERNELS_LOOP_BODY {
+                         const R* const bias = d.bias + unit * 4 * kLanes;
+                         const int64_t first = unit * kLanes, place = at * stride + first;
+#pragma GCC unroll 4
+                         for (int gate = 0; gate < 4; ++gate) pre[gate] += (V)load(bias + gate * kLanes);
+                         const V c = load(d.cell + place);
+                         V h, c_next;
+                         lstm_gates_math<V>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
+                         store(d.cell + place, rounded<S>(c_next));
+                         store(d.h_next + place, rounded<T>(h));
+                         if (!d.gates) return;
+                         store_columns(d.cells + pixel * s.channels + first, c, s.channels - first);
+                         T* const kept = d.gates + pixel * 4 * s.channels + first;
+#pragma GCC unroll 4
+                         for (int gate = 0; gate < 4; ++gate) {
+                           store_columns(kept + places[gate] * s.channels, pre[gate], s.channels - first);
+                         }
+                       });
+}
+
+// The convolution of a gradient [N, H, W, channels of the output] back to its inputs [N, H, W, s.channels].
+template <class T, class R>
+static void input_gradient_pack(const T* weight, int64_t columns, R* packed, const WinogradShape& s, int64_t begin,
+                                int64_t end) {
+  const WinogradWeight<T> rows = {{weight}, 9, columns * 9, true};
+  winograd_pack<T>(rows, packed, s, begin, end);
+}
+
+template <class T, class R>
+static void input_gradient(const R* maps, const R* packed, T* d_input, R* buffer, const WinogradShape& s, int64_t begin,
+                           int64_t end) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const WinogradInput<R> inputs[2] = {{maps, s.inputs[0], round_up(s.inputs[0], kLanes)}, {maps, 0, 0}};
+  winograd_convolve<1>(inputs, packed, buffer, s, begin, end,
+                       [&](int64_t pixel, int64_t, int64_t unit, V(&d)[1]) EVKERNELS_LOOP_BODY {
+                         const int64_t first = unit * kLanes;
+                         store_columns(d_input + pixel * s.channels + first, d[0], s.channels - first);
+                       });
+}

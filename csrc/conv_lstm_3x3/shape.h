@@ -1,0 +1,25 @@
+// Sizes and tensors of one 3x3 ConvLSTM sequence; plain numbers and pointers, for host and loops alike.
+#pragma once
+
+#include "conv_lstm_3x3/maps.h"
+#include "lstm_gates/order.h"
+
+struct ConvLstm3x3Shape {
+  int64_t steps, inputs, channels;
+  Maps maps;
+  bool channels_last;
+  evkernels::LstmGateOrder order;
+
+  WinogradShape convolution() const { return {maps, {inputs, channels}, channels, 4}; }
+};
+
+template <class T, class S, class R>
+struct ConvLstm3x3Step {
+  const R *x, *h;  // maps of [channels rounded up to whole vectors]
+  R* h_next;       // maps likewise
+  R* cell;         // maps likewise
+  const R* bias;   // [vectors of channels, i f g o, lanes]
+  // Pre-activations [N, H, W, 4*C] in the weight's order, and c before the step [N, H, W, C]; both null or none.
+  T* gates;
+  S* cells;
+};

@@ -1,0 +1,287 @@
+// A 3x3 convolution with zero padding by Winograd's F(2x2, 3x3), with an epilogue that gets the sums in registers.
+//
+// A square of 2x2 pixels is A^T [(G w G^T) . (B^T d B)] A of its 4x4 surroundings d: 16 products instead of 36. A block
+// of squares is transformed to [16][square][channel]; for a panel of up to four vectors of output columns each of the
+// 16 places is a matrix product in a register block, and while the panel's results are in the cache they are
+// transformed back and handed to the epilogue. Transformed weights are packed once per call, [panel][16][depth][4
+// vectors].
+//
+// Output columns come in units: one vector of channels of each of `gates` gates, side by side, so that an epilogue sees
+// all gates of a channel at once. Every sum runs over the channels in ascending order: results depend neither on
+// threads nor on the block that a square falls into.
+//
+// The error is that of sums over the 4x4 surroundings, about three times that of a direct sum; a NaN or an infinity
+// reaches all pixels of the squares that see it.
+
+constexpr int kPanelVectors = 4;
+// Rows of a register block for each number of vectors, about as many sums as there are registers for.
+constexpr int kMostSums = EVKERNELS_LANES == 16 ? 24 : 12;
+constexpr int64_t kMostRows = kMostSums;
+
+// Padded maps [batch][padded pixels][stride], of which the first `channels` count.
+template <class R>
+struct WinogradInput {
+  const R* maps;
+  int64_t channels, stride;
+};
+
+template <class R>
+struct WinogradSizes {
+  static constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  int64_t depth, units, vectors, panels;
+  int64_t row;  // stride of the transformed squares: a vector more than needed, which also spreads the sets of a cache
+  int64_t block;  // squares, a multiple of kMostRows
+
+  EVKERNELS_LOOP_BODY explicit WinogradSizes(const WinogradShape& s) {
+    depth = s.inputs[0] + s.inputs[1];
+    units = (s.channels + kLanes - 1) / kLanes;
+    vectors = units * s.gates;
+    panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+    row = round_up(s.inputs[0] + round_up(s.inputs[1], kLanes) + kLanes, kLanes);
+    // A place of the block, block x depth, should leave room in the second-level cache for the weights that it meets.
+    const int64_t fitting = (int64_t{1} << 16) / row / kMostRows * kMostRows;
+    const int64_t most = fitting < kMostRows ? kMostRows : smaller(fitting, 5 * kMostRows);
+    // Blocks of nearly one size, at least one.
+    const int64_t count = s.maps.squares(), blocks = (count + most - 1) / most;
+    block = blocks == 0 ? kMostRows : round_up((count + blocks - 1) / blocks, kMostRows);
+  }
+  EVKERNELS_LOOP_BODY int64_t place() const { return block * row; }
+  EVKERNELS_LOOP_BODY int64_t result_place() const { return block * kPanelVectors * kLanes + kLanes; }
+};
+
+template <class R>
+static int64_t winograd_blocks(const WinogradShape& s) {
+  const WinogradSizes<R> sizes(s);
+  return (s.maps.squares() + sizes.block - 1) / sizes.block;
+}
+// Elements of the packed weights, and of what each thread needs.
+template <class R>
+static int64_t winograd_packed_size(const WinogradShape& s) {
+  const WinogradSizes<R> sizes(s);
+  return 16 * sizes.panels * kPanelVectors * sizes.kLanes * sizes.depth;
+}
+template <class R>
+static int64_t winograd_panels(const WinogradShape& s) {
+  return WinogradSizes<R>(s).panels;
+}
+template <class R>
+static int64_t winograd_buffer_size(const WinogradShape& s) {
+  const WinogradSizes<R> sizes(s);
+  return 16 * (sizes.place() + sizes.result_place());
+}
+
+// Where a gate's weights are: of output channel 0 and input channel 0, and the distances to the next of either. A
+// gradient's taps run backward.
+template <class T>
+struct WinogradWeight {
+  const T* gates[4];
+  int64_t output_stride, input_stride;
+  bool backward;
+};
+
+// G w G^T of one vector of weights, to 16 places.
+template <class V, class R>
+EVKERNELS_INLINE void winograd_spread_weight(const R (&taps)[9][Arithmetic<R>::kLanes], R* to, int64_t place) {
+  const R half = 0.5;
+  V rows[4][3];
+#pragma GCC unroll 3
+  for (int x = 0; x < 3; ++x) {
+    const V w0 = load(taps[x]), w1 = load(taps[3 + x]), w2 = load(taps[6 + x]), ends = w0 + w2;
+    rows[0][x] = w0;
+    rows[1][x] = half * (ends + w1);
+    rows[2][x] = half * (ends - w1);
+    rows[3][x] = w2;
+  }
+#pragma GCC unroll 4
+  for (int y = 0; y < 4; ++y, to += 4 * place) {
+    const V ends = rows[y][0] + rows[y][2];
+    store(to, rows[y][0]);
+    store(to + place, half * (ends + rows[y][1]));
+    store(to + 2 * place, half * (ends - rows[y][1]));
+    store(to + 3 * place, rows[y][2]);
+  }
+}
+
+// Panels [begin, end). A few channels at a time go by way of a small buffer: the 16 places of a panel lie apart by
+// powers of two, which a cache has few lines for.
+template <class T, class R>
+static void winograd_pack(const WinogradWeight<T>& weight, R* packed, const WinogradShape& s, int64_t begin,
+                          int64_t end) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kStrip = 8;
+  const WinogradSizes<R> sizes(s);
+  const int64_t step = weight.backward ? -1 : 1;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel * kPanelVectors, vectors = smaller(kPanelVectors, sizes.vectors - first);
+    R* const to = packed + 16 * first * kLanes * sizes.depth;
+    for (int64_t strip = 0; strip < sizes.depth; strip += kStrip) {
+      const int64_t count = smaller(kStrip, sizes.depth - strip);
+      R places[16][kStrip * kPanelVectors * kLanes];
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t unit = (first + v) / s.gates, channels = smaller(kLanes, s.channels - unit * kLanes);
+        const T* const from = weight.gates[(first + v) % s.gates] + unit * kLanes * weight.output_stride +
+                              strip * weight.input_stride + (weight.backward ? 8 : 0);
+        for (int64_t k = 0; k < count; ++k) {
+          R taps[9][kLanes] = {};
+          for (int64_t lane = 0; lane < channels; ++lane) {
+            const T* const window = from + lane * weight.output_stride + k * weight.input_stride;
+#pragma GCC unroll 9
+            for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = to_float(window[tap * step]);
+          }
+          winograd_spread_weight<typename Arithmetic<T>::Type>(taps, places[0] + (k * vectors + v) * kLanes,
+                                                               kStrip * kPanelVectors * kLanes);
+        }
+      }
+      for (int place = 0; place < 16; ++place) {
+        __builtin_memcpy(to + (place * sizes.depth + strip) * vectors * kLanes, places[place],
+                         count * vectors * kLanes * sizeof(R));
+      }
+    }
+  }
+}
+
+// B^T d B of one square's surroundings, for all channels of one input.
+template <class R>
+static void winograd_spread(const R* __restrict__ from, int64_t pixel, int64_t line, int64_t channels,
+                            R* __restrict__ to, int64_t place) {
+  using V = typename Arithmetic<R>::Type;
+  for (int64_t c = 0; c < channels; c += Arithmetic<R>::kLanes) {
+    V rows[4][4];
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) {
+      const R* const column = from + x * pixel + c;
+      const V d0 = load(column), d1 = load(column + line), d2 = load(column + 2 * line), d3 = load(column + 3 * line);
+      rows[0][x] = d0 - d2;
+      rows[1][x] = d1 + d2;
+      rows[2][x] = d2 - d1;
+      rows[3][x] = d1 - d3;
+    }
+#pragma GCC unroll 4
+    for (int y = 0; y < 4; ++y) {
+      R* const places = to + 4 * y * place + c;
+      store(places, rows[y][0] - rows[y][2]);
+      store(places + place, rows[y][1] + rows[y][2]);
+      store(places + 2 * place, rows[y][2] - rows[y][1]);
+      store(places + 3 * place, rows[y][1] - rows[y][3]);
+    }
+  }
+}
+
+// to[row][vectors] = sum over k of from[row][k] * weights[k][vectors], for kMostSums / vectors rows at a time.
+template <int vectors, class R>
+static void winograd_product(const R* __restrict__ from, int64_t stride, const R* __restrict__ weights, int64_t depth,
+                             int64_t count, R* __restrict__ to) {
+  using V = typename Arithmetic<R>::Type;
+  constexpr int kRows = kMostSums / vectors;
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  for (int64_t first = 0; first < count; first += kRows, from += kRows * stride, to += kRows * vectors * kLanes) {
+    V sum[kRows][vectors];
+#pragma GCC unroll 24
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; ++n) sum[m][n] = V{};
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      V column[vectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; ++n) column[n] = load(weights + (k * vectors + n) * kLanes);
+#pragma GCC unroll 24
+      for (int m = 0; m < kRows; ++m) {
+        const V row = from[m * stride + k] - V{};
+#pragma GCC unroll 4
+        for (int n = 0; n < vectors; ++n) sum[m][n] = multiply_add(row, column[n], sum[m][n]);
+      }
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; ++n) store(to + (m * vectors + n) * kLanes, sum[m][n]);
+    }
+  }
+}
+
+template <class R>
+static void winograd_products(int64_t vectors, const R* from, int64_t stride, const R* weights, int64_t depth,
+                              int64_t count, R* to) {
+  switch (vectors) {
+    case 1:
+      return winograd_product<1>(from, stride, weights, depth, count, to);
+    case 2:
+      return winograd_product<2>(from, stride, weights, depth, count, to);
+    case 3:
+      return winograd_product<3>(from, stride, weights, depth, count, to);
+    default:
+      return winograd_product<4>(from, stride, weights, depth, count, to);
+  }
+}
+
+// A^T m A: the sums of one gate at the four pixels of a square, from 16 places `place` apart.
+template <int gates, class V, class R>
+EVKERNELS_INLINE void winograd_gather(const R* __restrict__ from, int64_t place, int gate, V (&sums)[4][gates]) {
+  V rows[2][4];
+#pragma GCC unroll 4
+  for (int x = 0; x < 4; ++x) {
+    const V m0 = load(from + x * place), m1 = load(from + (4 + x) * place);
+    const V m2 = load(from + (8 + x) * place), m3 = load(from + (12 + x) * place);
+    rows[0][x] = m0 + m1 + m2;
+    rows[1][x] = m1 - m2 - m3;
+  }
+#pragma GCC unroll 2
+  for (int y = 0; y < 2; ++y) {
+    sums[2 * y][gate] = rows[y][0] + rows[y][1] + rows[y][2];
+    sums[2 * y + 1][gate] = rows[y][1] - rows[y][2] - rows[y][3];
+  }
+}
+
+// Blocks [begin, end): epilogue(pixel, at, unit, sums[gates]) for every pixel, the `pixel`-th of all and the `at`-th of
+// all padded ones, and every unit of gates.
+template <int gates, class R, class Epilogue>
+EVKERNELS_INLINE void winograd_convolve(const WinogradInput<R> (&inputs)[2], const R* __restrict__ packed,
+                                        R* __restrict__ buffer, const WinogradShape& s, int64_t begin, int64_t end,
+                                        const Epilogue& epilogue) {
+  using V = typename Arithmetic<R>::Type;
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  const WinogradSizes<R> sizes(s);
+  const Maps& m = s.maps;
+  R* const results = buffer + 16 * sizes.place();
+  const int64_t columns = m.square_columns(), squares = m.square_rows() * columns, width = m.padded_width();
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
+    for (int64_t square = 0; square < count; ++square) {
+      const int64_t sample = (first + square) / squares, inside = first + square - sample * squares;
+      const int64_t pixel = sample * m.padded_pixels() + inside / columns * 2 * width + inside % columns * 2;
+      R* to = buffer + square * sizes.row;
+      for (const WinogradInput<R>& input : inputs) {
+        winograd_spread(input.maps + pixel * input.stride, input.stride, width * input.stride, input.channels, to,
+                        sizes.place());
+        to += input.channels;
+      }
+    }
+    for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+      const int64_t start = panel * kPanelVectors, vectors = smaller(kPanelVectors, sizes.vectors - start);
+      const R* const weights = packed + 16 * start * kLanes * sizes.depth;
+      for (int64_t place = 0; place < 16; ++place) {
+        winograd_products(vectors, buffer + place * sizes.place(), sizes.row,
+                          weights + place * sizes.depth * vectors * kLanes, sizes.depth, count,
+                          results + place * sizes.result_place());
+      }
+      for (int64_t square = 0; square < count; ++square) {
+        const int64_t sample = (first + square) / squares, inside = first + square - sample * squares;
+        const int64_t top = inside / columns * 2, left = inside % columns * 2;
+        for (int64_t v = 0; v < vectors; v += gates) {
+          V sums[4][gates];
+#pragma GCC unroll 4
+          for (int gate = 0; gate < gates; ++gate) {
+            winograd_gather(results + (square * vectors + v + gate) * kLanes, sizes.result_place(), gate, sums);
+          }
+          for (int corner = 0; corner < 4; ++corner) {
+            const int64_t y = top + corner / 2, x = left + corner % 2;
+            if (y < m.height && x < m.width) {
+              epilogue((sample * m.height + y) * m.width + x, sample * m.padded_pixels() + (y + 1) * width + x + 1,
+                       (start + v) / gates, sums[corner]);
+            }
+          }
+        }
+      }
+    }
+  }
+}
