@@ -29,6 +29,9 @@ LAYERS = [
 WITHOUT = {
     # On a device a step is a library's product and lstm_gates: ops/conv_lstm_1x1_composed.py.
     "conv_lstm_1x1": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # On a device a step is a library's convolution and the gates: ops/conv_lstm_3x3_composed.py and its neighbour.
+    "conv_lstm_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    "conv_gru_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Two matrix products and pointwise work: on GPUs the reference, made of PyTorch's own operators, serves.
     "learnable_time_embedding": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.

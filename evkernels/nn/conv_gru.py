@@ -56,8 +56,8 @@ class ConvGRUCell(RecurrentCell):
         zoneout: Probability with which an element of h keeps its previous value in training; its mean otherwise.
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`. The blend with n sees h whole.
-        winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`, whose convolutions on the
-            CPU are Winograd's, with about three times the rounding error of PyTorch's.
+        winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`, whose convolutions
+            on the CPU are Winograd's, with about three times the rounding error of PyTorch's.
 
     Raises:
         ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,

@@ -50,8 +50,8 @@ class ConvLSTMCell(RecurrentCell):
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`.
         cell_dropout: Probability to drop an element of the activated g in training, anew at every step.
-        winograd: Whether a 3x3 cell without options runs, in float32, as `ops.conv_lstm_3x3`, whose convolution on the CPU is
-            Winograd's, with about three times the rounding error of PyTorch's.
+        winograd: Whether a 3x3 cell without options runs, in float32, as `ops.conv_lstm_3x3`, whose convolution on the
+            CPU is Winograd's, with about three times the rounding error of PyTorch's.
 
     Raises:
         ValueError: if `kernel_size` is even, `order` is no permutation of "ifgo", or an option is not among those

@@ -154,8 +154,8 @@ class ConvLSTM(RecurrentLayer):
         bidirectional: Whether every layer also runs backwards, with weights of its own.
         stride: Of the first layer's convolution of x.
         options: Keywords of `ConvLSTMCell`, for every cell: bias, order, padding_mode, dilation, norm_groups,
-            peephole, gate_activation, activation, zoneout, zoneout_c, recurrent_dropout, cell_dropout, winograd, device,
-            dtype.
+            peephole, gate_activation, activation, zoneout, zoneout_c, recurrent_dropout, cell_dropout, winograd,
+            device, dtype.
 
     Raises:
         ValueError: if `num_layers` is less than 1, `dropout` no probability, or as `ConvLSTMCell` does.

@@ -101,8 +101,8 @@ class InputGradient:
 class ParameterGradients:
     """Gradients of a 3x3 convolution's weight and bias, as far as wanted, summed up step by step.
 
-    One call over all frames took 1.15 times as long at 64 channels and 45x80 pixels, and needs all steps' gradients side
-    by side.
+    One call over all frames took 1.15 times as long at 64 channels and 45x80 pixels, and needs the gradients of all
+    steps side by side.
     """
 
     def __init__(self, weight: Tensor, wanted: list[bool]):
