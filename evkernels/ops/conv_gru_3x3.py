@@ -42,9 +42,8 @@ def conv_gru_3x3(
         x: Inputs [T, N, Cin, H, W], T at least 1. float32, bfloat16, float16 or float64; weights and biases have its
             dtype, all its device.
         h: State before the first step [N, C, H, W], in the dtype of `x`, or float32 beside a 16-bit `x`.
-        weight_z, weight_r, weight_n: Of the update gate, the reset gate and the candidate, [C, Cin + C, 3, 3] each; the
-            columns of x come first.
-        bias_z, bias_r, bias_n: [C] each or None.
+        weight_z, bias_z, weight_r, bias_r, weight_n, bias_n: Of the update gate, the reset gate and the candidate:
+            weights [C, Cin + C, 3, 3], the columns of x first, and biases [C] or None.
         reset: bool [T, N] or None; where true, the sample's h is zero before that step, whatever it held.
 
     Returns:
