@@ -1,5 +1,10 @@
 // Loops of conv_lstm_3x3, compiled once per instruction set: one step of all maps, with the gates as the convolution's
 // epilogue. The convolution is winograd.inl's.
+//
+// Against the better layout of eager float32, one thread of a busy Xeon with AVX-512, ten steps of two samples: C = 64
+// at 45x80 1.7 to 1.9 times as fast, C = 256 at 23x40 (five steps) 1.4; training 1.26 and, of three steps, 1.18. At C =
+// 256 transforming the weights, once per call, costs a third to a half of a step. In 16 bits the library's convolution
+// on AMX is faster than this one, which computes in float32: the cells do not take it there.
 
 #include "common/rows.inl"
 #include "conv_lstm_3x3/maps.inl"
