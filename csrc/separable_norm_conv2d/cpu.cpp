@@ -131,7 +131,7 @@ Affine<R> affine(const Rows<R>& rows) {
 }
 template <class R>
 NormGradient<R> gradient(const Rows<R>& rows) {
-  return {rows.values[0].data(), rows.values[1].data(), rows.values[2].data(), rows.pitch};
+  return {rows.values[0].data(), rows.values[1].data(), rows.values[2].data(), rows.values[3].data(), rows.pitch};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> separable_norm_conv2d(

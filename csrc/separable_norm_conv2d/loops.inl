@@ -246,13 +246,13 @@ EVKERNELS_INLINE void norm_pre_gradient(const NormBackward<T>& b, const Separabl
   const NormGradient<R> g = b.output_gradient.at(sample);
   for_vectors<V, R>(s.outputs, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
     const V scale = load(n.scale + c), shift = load(n.shift + c);
-    const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c);
+    const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
     V sum = {};
     for (int64_t m = 0; m < count; ++m) {
       const int64_t at = (first + m) * s.outputs + c;
       const V v = load_some(b.pre + at, lanes);
       const V after = activation_gradient<kind>(V(v * scale + shift), (V)load_some(b.d_output + at, lanes));
-      const V d = after * k1 + (v * k2 + k3);
+      const V d = after * k1 + ((v - mean) * k2 + k3);
       sum += d;
       store(d_y + m * pitch + c, d);
     }
@@ -333,7 +333,7 @@ static void norm_backward_products(const NormBackward<T>& b, Compute<T>* packed,
 }
 
 // In place of the gradient after the first norm the gradient at the depthwise result. `gradient` takes the normalised
-// depthwise result as the norm's input.
+// depthwise result, whose mean is 0, as the norm's input.
 template <class T>
 static void norm_depthwise_gradient(const T* x, Compute<T>* packed, const Affine<Compute<T>>& normal,
                                     const NormGradient<Compute<T>>& gradient, T* d_inner, Compute<T>* buffer,

@@ -16,14 +16,16 @@ struct Affine {
   Affine at(int64_t sample) const { return {scale + sample * pitch, shift + sample * pitch, pitch}; }
 };
 
-// The gradient before a norm: k1 * (gradient after it) + k2 * (its input) + k3.
+// The gradient before a norm: k1 * (gradient after it) + k2 * (its input - mean) + k3. Taking the mean out of k3 instead
+// would lose what it is larger than the deviation.
 template <class R>
 struct NormGradient {
-  const R *k1, *k2, *k3;
+  const R *k1, *k2, *k3, *mean;
   int64_t pitch;
 
   NormGradient at(int64_t sample) const {
-    return {k1 + sample * pitch, k2 + sample * pitch, k3 + sample * pitch, pitch};
+    const int64_t k = sample * pitch;
+    return {k1 + k, k2 + k, k3 + k, mean + k, pitch};
   }
 };
 

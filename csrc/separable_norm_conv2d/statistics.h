@@ -56,7 +56,7 @@ std::vector<Moments> moments_of(const Norm& norm, const double* sums, int64_t un
 template <class R>
 struct Rows {
   int64_t pitch;
-  std::vector<R> values[3];
+  std::vector<R> values[4];
 
   Rows(int64_t samples, int64_t channels) : pitch((channels + 31) / 16 * 16) {
     for (auto& value : values) value.assign(samples * pitch, R{});
@@ -79,8 +79,8 @@ Rows<R> affine_of(const Norm& norm, const double* mean, const double* variance, 
   return result;
 }
 
-// The norm's gradient as k1, k2, k3 and those of its weight and bias, from the loops' [unit][sum, product
-// sum][channels]. `of_normal`: k2 belongs to the normalised input, not to the input.
+// The norm's gradient as k1, k2, k3 and mean, and those of its weight and bias, from the loops' [unit][sum, product
+// sum][channels]. `of_normal`: they belong to the normalised input, whose mean is 0, not to the input.
 template <class R, class T>
 Rows<R> gradient_of_norm(const Norm& norm, const double* mean, const double* variance, const T* weight,
                          const double* sums, int64_t units, double pixels, bool of_normal, T* d_weight, T* d_bias) {
@@ -104,7 +104,8 @@ Rows<R> gradient_of_norm(const Norm& norm, const double* mean, const double* var
       const double rstd = 1 / std::sqrt(variance[k] + norm.eps), slope = -rstd * product[k] / count;
       result(0, n, c) = static_cast<R>(to_float(weight[c]) * rstd);
       result(1, n, c) = static_cast<R>(of_normal ? slope : slope * rstd);
-      result(2, n, c) = static_cast<R>(-rstd * average[k] / count - (of_normal ? 0 : slope * rstd * mean[k]));
+      result(2, n, c) = static_cast<R>(-rstd * average[k] / count);
+      result(3, n, c) = static_cast<R>(of_normal ? 0 : mean[k]);
     }
   }
   for (int64_t c = 0; c < norm.channels; ++c) {
