@@ -200,9 +200,9 @@ class TestCellTakesIt:
     def test_values_and_gradients_equal_the_composition(self, state):
         torch.manual_seed(0)
         results = []
-        cell = nn.ConvLSTMCell(3, 5, order="fiog", dtype=torch.float64)
+        cell = nn.ConvLSTMCell(3, 16, order="fiog", dtype=torch.float64)
         x = tensor(4, 2, 3, 3, 4, dtype=torch.float64).requires_grad_()
-        begin = tuple(tensor(2, 5, 3, 4, dtype=torch.float64, seed=k) for k in (1, 2)) if state else None
+        begin = tuple(tensor(2, 16, 3, 4, dtype=torch.float64, seed=k) for k in (1, 2)) if state else None
         reset = tensor(4, 2, seed=3) > 0
         for winograd in (True, False):
             cell.winograd = winograd
@@ -224,18 +224,22 @@ class TestCellTakesIt:
             ({"zoneout": 0.1}, 0),
             ({"dilation": 2}, 0),
             ({"activation": "hardtanh"}, 0),
+            ({"hidden_channels": 15}, 0),
         ],
     )
     def test_cells_with_options_are_composed(self, options, taken):
-        cell = nn.ConvLSTMCell(3, 5, **options)
+        """Of those without, sequences and single steps without gradients run in the op."""
+        cell = nn.ConvLSTMCell(3, **{"hidden_channels": 16, **options})
         x = tensor(2, 1, 3, 4, 5)
         with torch.profiler.profile() as profile:
             cell.forward_sequence(x)
             cell(x[0])
+            with torch.no_grad():
+                cell(x[0])
         assert sum(event.name == "evkernels::conv_lstm_3x3" for event in profile.events()) == taken
 
     def test_hooks_of_the_convolution_are_called(self):
-        cell = nn.ConvLSTMCell(3, 5)
+        cell = nn.ConvLSTMCell(3, 16)
         calls = []
         cell.conv.register_forward_hook(lambda *given: calls.append(given))
         cell.forward_sequence(tensor(2, 1, 3, 4, 5))

@@ -50,8 +50,9 @@ class ConvLSTMCell(RecurrentCell):
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`.
         cell_dropout: Probability to drop an element of the activated g in training, anew at every step.
-        winograd: Whether a 3x3 cell without options runs, in float32, as `ops.conv_lstm_3x3`, whose convolution on the
-            CPU is Winograd's, with about three times the rounding error of PyTorch's.
+        winograd: Whether a 3x3 cell without options and of at least 16 hidden channels runs, in float32, as
+            `ops.conv_lstm_3x3`, whose convolution on the CPU is Winograd's, with about three times the rounding error
+            of PyTorch's; single steps do so without gradients only.
 
     Raises:
         ValueError: if `kernel_size` is even, `order` is no permutation of "ifgo", or an option is not among those
@@ -152,7 +153,8 @@ class ConvLSTMCell(RecurrentCell):
         return run_in_one_op(self, x, state, reset, self.conv.weight, self.conv.bias, self.order, op)
 
     def _single(self, x, state):
-        if self._one_op(x) is not ops.conv_lstm_3x3:
+        # One step with its gradient is 0.6 to 1.1 times as fast in the 3x3 op, whose weights are packed for each call.
+        if torch.is_grad_enabled() or self._one_op(x) is not ops.conv_lstm_3x3:
             return super()._single(x, state)
         return self._run(x[None], state, None, None)[1]
 
@@ -173,6 +175,9 @@ class ConvLSTMCell(RecurrentCell):
         if self.kernel_size == 1:
             return ops.conv_lstm_1x1
         is_3x3 = self.kernel_size == 3 and self.conv.padding_mode == "zeros"
+        # One thread, sequences of 5, x and h of as many channels: 1.4 to 1.9 times PyTorch's library from 16 to 256
+        # channels, 1.2 to 1.4 with the gradient; with 8 channels 0.7.
+        is_3x3 = is_3x3 and self.hidden_channels >= 16
         return ops.conv_lstm_3x3 if is_3x3 and self.winograd and cell_options.is_wide(x) else None
 
     def _step(self, mask):
