@@ -4,12 +4,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "depthwise_conv2d/cpu.h"
 #include "separable_conv2d/host.h"
+#include "separable_conv2d/workspace.h"
 
 #define EVKERNELS_LOOPS "separable_conv2d/loops.inl"
 #define EVKERNELS_AMX_LOOPS "separable_conv2d/amx.inl"
@@ -20,18 +19,6 @@ namespace {
 
 // Multiply-adds per task: about 50 us of work, well above the cost of waking a thread.
 constexpr int64_t kGrain = 2 << 20;
-constexpr std::align_val_t kCacheLine{64};
-
-template <class R>
-struct Delete {
-  void operator()(R* memory) const { ::operator delete(memory, kCacheLine); }
-};
-
-// Uninitialised memory for vectors, each on one cache line.
-template <class R>
-std::unique_ptr<R, Delete<R>> workspace(int64_t count) {
-  return std::unique_ptr<R, Delete<R>>(static_cast<R*>(::operator new(count * sizeof(R), kCacheLine)));
-}
 
 #if defined(__x86_64__)
 // channels_last bfloat16 on processors with AMX.
@@ -48,7 +35,7 @@ void separable_conv2d_on_tiles(const Tensor& x, const Tensor& depthwise_weight, 
   const int64_t work = s.batch * s.out_height * s.out_width * s.channels * (s.outputs + s.size * s.size);
   // A product takes a tenth of the time that it takes on vectors, what surrounds it as long: four times the grain.
   torch::stable::parallel_for(0, tasks, 4 * kGrain / (work / tasks + 1) + 1, [&](int64_t begin, int64_t end) {
-    const auto buffer = workspace<float>(amx::separable_conv2d_tile_buffer_size(s));
+    const auto buffer = zeroed_workspace<float>(amx::separable_conv2d_tile_buffer_size(s));
     amx::separable_conv2d_tiles_last(data<T>(x), packed.get(), tiles.get(), mutable_data<T>(y), s, begin, end,
                                      buffer.get());
   });
@@ -80,7 +67,7 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
     const int64_t work = s.batch * s.out_height * s.out_width * s.channels * (s.outputs + s.size * s.size);
     const int64_t grain = kGrain / (work / tiles + 1) + 1;
     torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<R>(EVKERNELS_CALL(separable_conv2d_buffer_size<T>, s, channels_last));
+      const auto buffer = zeroed_workspace<R>(EVKERNELS_CALL(separable_conv2d_buffer_size<T>, s, channels_last));
       if (channels_last) {
         EVKERNELS_CALL(separable_conv2d_channels_last, data<T>(x), packed.get(), mutable_data<T>(y), buffer.get(), s,
                        begin, end);
@@ -124,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
     const int64_t groups = s.batch == 0 ? 0 : EVKERNELS_CALL(separable_conv2d_groups, s, channels_last);
     const auto sums = workspace<R>(groups * EVKERNELS_CALL(separable_conv2d_sums_size<T>, s));
     torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<R>(EVKERNELS_CALL(separable_conv2d_backward_buffer_size<T>, s, channels_last));
+      const auto buffer =
+          zeroed_workspace<R>(EVKERNELS_CALL(separable_conv2d_backward_buffer_size<T>, s, channels_last));
       EVKERNELS_CALL(separable_conv2d_backward_groups, data<T>(grad_output), data<T>(x), packed.get(), panels.get(),
                      mutable_data<T>(d_pre), sums.get(), buffer.get(), s, channels_last, begin, end);
     });

@@ -4,12 +4,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "depthwise_conv2d/cpu.h"
 #include "separable_conv2d/host.h"
+#include "separable_conv2d/workspace.h"
 #include "separable_norm_conv2d/norm.h"
 #include "separable_norm_conv2d/statistics.h"
 
@@ -18,17 +17,6 @@
 
 namespace evkernels {
 namespace {
-
-constexpr std::align_val_t kCacheLine{64};
-
-template <class R>
-struct Delete {
-  void operator()(R* memory) const { ::operator delete(memory, kCacheLine); }
-};
-template <class R>
-std::unique_ptr<R, Delete<R>> workspace(int64_t count) {
-  return std::unique_ptr<R, Delete<R>>(static_cast<R*>(::operator new(count * sizeof(R), kCacheLine)));
-}
 
 // The arguments that both directions take.
 struct Call {
@@ -92,7 +80,7 @@ struct Call {
   template <class T, class F>
   void for_units(const F& f) const {
     torch::stable::parallel_for(0, shape.batch * units(), 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<Compute<T>>(EVKERNELS_CALL(norm_buffer_size<T>, shape));
+      const auto buffer = zeroed_workspace<Compute<T>>(EVKERNELS_CALL(norm_buffer_size<T>, shape));
       f(begin, end, buffer.get());
     });
   }

@@ -16,8 +16,8 @@ struct Affine {
   Affine at(int64_t sample) const { return {scale + sample * pitch, shift + sample * pitch, pitch}; }
 };
 
-// The gradient before a norm: k1 * (gradient after it) + k2 * (its input - mean) + k3. Taking the mean out of k3 instead
-// would lose what it is larger than the deviation.
+// The gradient before a norm: k1 * (gradient after it) + k2 * (its input - mean) + k3. Taking the mean out of k3
+// instead would lose what it is larger than the deviation.
 template <class R>
 struct NormGradient {
   const R *k1, *k2, *k3, *mean;

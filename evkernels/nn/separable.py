@@ -93,8 +93,9 @@ class SeparableBlock(nn.Sequential):
     and it is that Sequential, with its state-dict keys 0, 1, 3 and 4 (a block of the EfficientConvLSTM encoder). While
     both batch norms are in evaluation mode their current statistics are folded into the weights at every call and the
     block is one op; gradients flow through the fold. While both are in training mode, and with group norms always, it
-    is `evkernels.ops.separable_norm_conv2d`, which keeps the input and the pointwise result alone for the gradient;
-    running statistics are those of nn.BatchNorm2d. With one of them frozen only the depthwise convolution is fused.
+    is `evkernels.ops.separable_norm_conv2d` for inputs in channels_last, which keeps the input and the pointwise result
+    alone for the gradient; running statistics are those of nn.BatchNorm2d. For contiguous inputs, and with one norm
+    frozen, only the depthwise convolution is fused.
 
     Args:
         in_channels: C of the input [N, C, H, W].
@@ -138,7 +139,10 @@ class SeparableBlock(nn.Sequential):
         """Input [N, C, H, W] to output [N, O, H', W']."""
         depthwise, norm, _, pointwise, output_norm, _ = self
         activations = (self.activation, self.activation)
-        if has_live_statistics(norm) and has_live_statistics(output_norm):
+        # The op works in channels_last. Where x is contiguous, its copies made training 0.7 to 0.9 times as fast as
+        # PyTorch's own layers (16 to 64 channels, one thread); in channels_last it is up to 1.4 times as fast.
+        takes = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if takes and has_live_statistics(norm) and has_live_statistics(output_norm):
             residual = x if self.residual else None
             return normalized(x, depthwise, norm, pointwise, output_norm, activations, residual)
         window = (depthwise.stride[0], depthwise.padding[0])
