@@ -14,7 +14,7 @@ from evkernels import ops
 from evkernels.testing import tensor
 
 # (steps, samples, channels of x and h, height, width)
-SHAPES = ((10, 2, 64, 45, 80), (10, 2, 256, 23, 40))
+SHAPES = ((5, 1, 64, 33, 44), (10, 2, 64, 45, 80), (10, 2, 256, 23, 40))
 
 
 def eager(frames, h, c, weight, bias):
@@ -64,7 +64,7 @@ BENCHMARKS = (
         eager=eager,
         inputs=inputs,
         shapes=SHAPES,
-        gate_shapes=((2, 1, 64, 45, 80),),
+        gate_shapes=SHAPES[:1],
         tiny_shape=(2, 2, 5, 3, 7),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

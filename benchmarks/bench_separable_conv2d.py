@@ -81,5 +81,7 @@ BENCHMARKS = (
         label=label,
         dtypes=(torch.float32, torch.bfloat16),
         gate_dtypes=(torch.float32,),
+        # Training the stride-2 block is level with eager channels_last on some processors.
+        gate_modes=("inference", "forward"),
     ),
 )

@@ -296,7 +296,8 @@ def test_update_readme_wants_both_marks_once(tmp_path):
 
 @pytest.mark.parametrize("op", KNOWN)
 def test_every_op_has_gates_of_its_shapes(op):
-    assert gates(KNOWN[op])
+    # Without shapes it has none on purpose: ours is not faster everywhere.
+    assert gates(KNOWN[op]) or not KNOWN[op].gate_shapes
     assert set(KNOWN[op].gate_shapes) <= set(KNOWN[op].shapes)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.nn.separable import folded, normalized
+from evkernels.nn.separable import folded, normalized, pays
 from evkernels.ops import registration
 
 Path = tuple[str, ...]
@@ -56,7 +56,7 @@ class FusedSequential(nn.Sequential):
             norms = [self._at(path) for path in (step.norm, step.output_norm) if path]
             if step.fused and not any(norm.training for norm in norms):
                 x = self._fused(step, x)
-            elif step.fused and len(norms) == 2 and all(norm.training for norm in norms) and self._is_plain(step):
+            elif self._trains_in_one_op(step, norms) and pays(x):
                 depthwise, pointwise = self._at(step.first), self._at(step.pointwise)
                 activations = (step.activation, step.output_activation)
                 x = normalized(x, depthwise, norms[0], pointwise, norms[1], activations)
@@ -64,6 +64,9 @@ class FusedSequential(nn.Sequential):
                 for path in step.members:
                     x = self._at(path)(x)
         return x
+
+    def _trains_in_one_op(self, step: Step, norms: list[nn.Module]) -> bool:
+        return step.fused and len(norms) == 2 and all(norm.training for norm in norms) and self._is_plain(step)
 
     def _fused(self, step: Step, x: Tensor) -> Tensor:
         depthwise = self._at(step.first)
