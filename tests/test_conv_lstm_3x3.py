@@ -230,7 +230,7 @@ class TestCellTakesIt:
     def test_cells_with_options_are_composed(self, options, taken):
         """Of those without, sequences and single steps without gradients run in the op."""
         cell = nn.ConvLSTMCell(3, **{"hidden_channels": 16, **options})
-        x = tensor(2, 1, 3, 4, 5)
+        x = tensor(2, 1, 3, 18, 20)
         with torch.profiler.profile() as profile:
             cell.forward_sequence(x)
             cell(x[0])
