@@ -361,5 +361,5 @@ def test_soak():
     cells = np.concatenate([(p.astype(int) * height + y) * width + x for x, y, _, p in packets])
     once = np.bincount(cells, minlength=total.size)
     assert np.array_equal(total.ravel(), rounds * once)
-    # The images of two snapshots are 14.7 MB.
-    assert grown < 16_000_000
+    # The images of two snapshots are 14.7 MB, and the allocator rounds up; a copy of the events would be 28 MB or more.
+    assert grown < 25_000_000
