@@ -125,7 +125,6 @@ def needs_reference() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-@torch.compiler.assume_constant_result
 def matmul_precision() -> str:
     """`torch.get_float32_matmul_precision()`, which torch.compile cannot trace itself.
 
@@ -133,6 +132,10 @@ def matmul_precision() -> str:
     not between "high" and "medium".
     """
     return torch.get_float32_matmul_precision()
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo, and Triton with it, for everybody.
+matmul_precision._dynamo_marked_constant = True
 
 
 def common_layout(tensor: Tensor) -> torch.memory_format:
