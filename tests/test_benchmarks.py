@@ -26,6 +26,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KNOWN = registry.benchmarks()
 TINY = [case for benchmark in KNOWN.values() for case in cases(benchmark, [benchmark.tiny_shape])]
 GATES = [case for benchmark in KNOWN.values() for case in gates(benchmark)]
+# The same two functions differ by up to this from run to run beside other work; a lost optimisation costs more.
+NOISE = 0.1
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +77,11 @@ def test_no_slower_than_eager(case):
         if not ours:
             pytest.skip(f"no backend of ours on {DEVICE}: {absent}")
         ratios = []
-        while len(ratios) < 3 and max(ratios, default=0) < 1:
+        while len(ratios) < 3 and max(ratios, default=0) < 1 - NOISE:
             pair = [Timed(bound.run, bound.surroundings) for bound in (ours[0], eager)]
             measure(pair, device=DEVICE, min_time=0.05)
             ratios.append(speedup(*pair, clock_of(DEVICE, threads=1)))
-        assert max(ratios) >= 1, f"{case.name} {layout}: {ratios} of eager's speed"
+        assert max(ratios) >= 1 - NOISE, f"{case.name} {layout}: {ratios} of eager's speed"
 
 
 # The harness, on an op of its own whose competitors can be wrong, slow or absent.
