@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from test_nn_event_layers import assert_golden, fill_parameters, sine
 
 from evkernels.nn import AABlur_SE_SoftPool, RMSNorm
 
@@ -18,6 +19,19 @@ class TestRMSNorm:
         y = x / ((x**2).mean(norm_dims, keepdim=True) + 0.1).sqrt()
         y = (y.transpose(1, -1) * module.gamma + module.beta).transpose(1, -1)
         torch.testing.assert_close(module(x), y)
+
+    @pytest.mark.parametrize(
+        ("norm_dims", "picked", "sums"),
+        [
+            ((1,), (0.054889, 0.054889, 0.426586), (66.991961, -7.570648)),
+            ((2, 3), (0.054889, 0.054889, 0.424544), (66.982080, -8.362000)),
+        ],
+    )
+    def test_values_of_the_original(self, norm_dims, picked, sums):
+        module = RMSNorm(6, norm_dims).double()
+        fill_parameters(module)
+        # The original computes in float32.
+        assert_golden(module(sine(2, 6, 4, 4)), picked, *sums, atol=2e-5)
 
     def test_keys_and_defaults_of_the_original(self):
         assert {name: value.tolist() for name, value in RMSNorm(2).state_dict().items()} == {
@@ -71,6 +85,11 @@ class TestAABlurSESoftPool:
         x = 5 * torch.randn(2, 9, 3, *size, dtype=torch.float64)
         x[0, 0] -= 40
         torch.testing.assert_close(module(x), plain_pool(module, x), rtol=1e-11, atol=1e-12)
+
+    def test_values_of_the_original(self):
+        module = AABlur_SE_SoftPool(8).double()
+        fill_parameters(module)
+        assert_golden(module(sine(1, 8, 2, 6, 7)), (0.232091, 0.059270, 0.194275), 4.157843, 0.433939)
 
     def test_keys_of_the_original(self):
         state = AABlur_SE_SoftPool(16).state_dict()

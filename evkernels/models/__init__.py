@@ -8,6 +8,7 @@ from evkernels.models.encoding_health import EncodingHealth
 from evkernels.models.event_encoder import EventEncoder, EventPredictor
 from evkernels.models.firenet import FireNet
 from evkernels.models.rvt import MaxViTRNN, RVTDetector
+from evkernels.models.visioncore import VisionCore
 
 __all__ = [
     "CistaTC",
@@ -20,4 +21,5 @@ __all__ = [
     "FireNet",
     "MaxViTRNN",
     "RVTDetector",
+    "VisionCore",
 ]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evkernels.models import configuration
+
 # Keys that say nothing about the network: how it is compiled and run, and what no code reads.
 _IGNORED = {"name", "compile", "T_max_chrono_init", "postprocess", "defaults", "partition_size", "in_res_hw"}
 # Key of the configuration -> the only value that there is an implementation for.
@@ -53,10 +55,10 @@ _ARGUMENTS = {
 
 def arguments_of(config: str | Path | Mapping) -> dict[str, Any]:
     """Arguments of RVTDetector that the configuration gives; ValueError names a key that nothing here implements."""
-    content = config if isinstance(config, Mapping) else _load(config)
+    content = configuration.load(config)
     content = content.get("model", content)
     arguments: dict[str, Any] = {"lstm": {}, "attention": {}}
-    for key, value in _flat(content):
+    for key, value in configuration.leaves(content):
         section, _, name = key.rpartition(".")
         short = f"{section.rpartition('.')[2]}.{name}"
         if value == "???" or not _IGNORED.isdisjoint(key.split(".")):
@@ -70,20 +72,3 @@ def arguments_of(config: str | Path | Mapping) -> dict[str, Any]:
         else:
             raise ValueError(f"configuration key {key} is not known, got {value!r}")
     return arguments
-
-
-def _load(path: str | Path) -> dict:
-    try:
-        from omegaconf import OmegaConf
-    except ImportError as error:
-        raise ImportError("reading a configuration needs OmegaConf: pip install 'evkernels[train]'") from error
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-
-
-def _flat(content: Mapping, prefix: str = ""):
-    """(dotted key, value) of every leaf."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
