@@ -5,45 +5,89 @@
 // turns are exact, with or without a fused multiply-add.
 constexpr double kQuarter[3] = {0x1.921fb40000000p+0, 0x1.4442d00000000p-24, 0x1.8469898cc5170p-48};
 constexpr double kLargestAngle = 1073741824.0;
+// Whether a * b + c rounds once: pairs of floats hold angles exactly then, up to this size.
+#if EVKERNELS_LANES > 4 || defined(__aarch64__)
+constexpr float kLargestPair = 8192.0f;
+#else
+constexpr float kLargestPair = -1.0f;
+#endif
 
-// Cosine and sine of the angles time * rate + shift. Angles and their reduction to [-pi/4, pi/4] are in double: large
-// ones cost nothing extra, and their rounding, which the gradients of high harmonics multiply by their order squared,
-// does not count. Beyond 2^30, and for NaN and infinities, the library takes over.
-static void sines(const float* time, float rate, float shift, float* cosine, float* sine) {
-  float rest[kTimes];
-  int32_t quadrant[kTimes];
-  bool ordinary = true;
-  const auto angle = [=](int64_t n) { return (double)time[n] * rate + shift; };
+EVKERNELS_INLINE VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
+EVKERNELS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+
+// The angles time * rate + shift reduced to [-pi/4, pi/4] and a whole number of quarter turns. Angles and reduction are
+// exact to twice the bits of a float, so that large angles cost nothing extra, and their rounding, which the gradients
+// of high harmonics multiply by their order squared, does not count. Returns which lanes are not such small angles.
+EVKERNELS_INLINE VecI reduce_small(VecF time, float rate, float shift, VecF& rest, VecI& quadrant) {
+  // Adding zero in the same instruction: nothing is left that a compiler could fuse with the sum below.
+  const VecF product = multiply_add(time, rate, VecF{}), product_rest = multiply_add(time, splat(rate), -product);
+  const VecF angle = product + shift, added = angle - product;
+  const VecF angle_rest = ((product - (angle - added)) + (shift - added)) + product_rest;
+  // Adding 1.5 * 2^23 rounds to an integer.
+  const VecF turns = multiply_add(angle, 0.636619772f, 12582912.0f) - 12582912.0f;
+  // The first is exact: 24 bits hold it.
+  const VecF first = multiply_add(turns, -0x1.921fb6p+0f, angle);
+  rest = first + multiply_add(turns, 0x1.777a5cp-25f, angle_rest);
+  quadrant = __builtin_convertvector(turns, VecI);
+  return (VecI) ~(magnitude(angle) <= kLargestPair);
+}
+
+// The same in double, for angles up to 2^30; 0 for those beyond.
+static void reduce_large(const float* time, float rate, float shift, float* rest, int32_t* quadrant) {
   for (int64_t n = 0; n < kTimes; ++n) {
-    const double given = angle(n);
-    const bool small = __builtin_fabs(given) <= kLargestAngle;
-    ordinary &= small;
-    const double x = small ? given : 0.0;
+    const double angle = (double)time[n] * rate + shift, x = __builtin_fabs(angle) <= kLargestAngle ? angle : 0.0;
     // Adding 1.5 * 2^52 rounds to an integer.
     const double turns = (x * 0.6366197723675814 + 6755399441055744.0) - 6755399441055744.0;
     rest[n] = (float)(((x - turns * kQuarter[0]) - turns * kQuarter[1]) - turns * kQuarter[2]);
     quadrant[n] = (int32_t)turns;
   }
+}
+
+// Cosine and sine of an angle reduced to [-pi/4, pi/4] and `quadrant` quarter turns.
+EVKERNELS_INLINE void sine_of_rest(VecF rest, VecI quadrant, float* cosine, float* sine) {
+  const VecF z = rest * rest;
+  VecF s = multiply_add(z, -1.9515295891e-4f, 8.3321608736e-3f);
+  s = multiply_add(s, z, -1.6666654611e-1f);
+  s = multiply_add(s * z, rest, rest);
+  VecF c = multiply_add(z, 2.443315711809948e-5f, -1.388731625493765e-3f);
+  c = multiply_add(c, z, 4.166664568298827e-2f);
+  c = multiply_add(c, z * z, multiply_add(z, -0.5f, 1.0f));
+  const VecI swap = (quadrant & 1) != 0;
+  const VecU sine_sign = (VecU)(quadrant & 2) << 30, cosine_sign = (VecU)((quadrant + 1) & 2) << 30;
+  store(sine, (VecF)((VecU)select(swap, c, s) ^ sine_sign));
+  store(cosine, (VecF)((VecU)select(swap, s, c) ^ cosine_sign));
+}
+
+// Cosine and sine of the angles time * rate + shift. Every lane is computed as it would be alone: large angles beside
+// it do not change it. Beyond 2^30, and for NaN and infinities, the library takes over.
+static void sines(const float* time, float rate, float shift, float* cosine, float* sine) {
+  VecI is_large[kTimes / EVKERNELS_LANES], some = {};
   for (int64_t n = 0; n < kTimes; n += EVKERNELS_LANES) {
-    const VecF r = load(rest + n), z = r * r;
-    VecI q;
-    __builtin_memcpy(&q, quadrant + n, sizeof q);
-    VecF s = multiply_add(z, -1.9515295891e-4f, 8.3321608736e-3f);
-    s = multiply_add(s, z, -1.6666654611e-1f);
-    s = multiply_add(s * z, r, r);
-    VecF c = multiply_add(z, 2.443315711809948e-5f, -1.388731625493765e-3f);
-    c = multiply_add(c, z, 4.166664568298827e-2f);
-    c = multiply_add(c, z * z, multiply_add(z, -0.5f, 1.0f));
-    const VecI swap = (q & 1) != 0;
-    const VecU sine_sign = (VecU)(q & 2) << 30, cosine_sign = (VecU)((q + 1) & 2) << 30;
-    store(sine + n, (VecF)((VecU)select(swap, c, s) ^ sine_sign));
-    store(cosine + n, (VecF)((VecU)select(swap, s, c) ^ cosine_sign));
+    VecF rest;
+    VecI quadrant;
+    is_large[n / EVKERNELS_LANES] = reduce_small(load(time + n), rate, shift, rest, quadrant);
+    some |= is_large[n / EVKERNELS_LANES];
+    sine_of_rest(rest, quadrant, cosine + n, sine + n);
   }
-  if (ordinary) return;
+  int32_t any = 0;
+  for (int k = 0; k < EVKERNELS_LANES; ++k) any |= some[k];
+  if (!any) return;
+  float rest[kTimes], large_cosine[EVKERNELS_LANES], large_sine[EVKERNELS_LANES];
+  int32_t quadrant[kTimes];
+  reduce_large(time, rate, shift, rest, quadrant);
+  for (int64_t n = 0; n < kTimes; n += EVKERNELS_LANES) {
+    VecI turns;
+    __builtin_memcpy(&turns, quadrant + n, sizeof turns);
+    sine_of_rest(load(rest + n), turns, large_cosine, large_sine);
+    const VecI large = is_large[n / EVKERNELS_LANES];
+    store(sine + n, select(large, load(large_sine), load(sine + n)));
+    store(cosine + n, select(large, load(large_cosine), load(cosine + n)));
+  }
   for (int64_t n = 0; n < kTimes; ++n) {
-    if (__builtin_fabs(angle(n)) <= kLargestAngle) continue;
-    sine[n] = (float)__builtin_sin(angle(n));
-    cosine[n] = (float)__builtin_cos(angle(n));
+    const double angle = (double)time[n] * rate + shift;
+    if (__builtin_fabs(angle) <= kLargestAngle) continue;
+    sine[n] = (float)__builtin_sin(angle);
+    cosine[n] = (float)__builtin_cos(angle);
   }
 }
 static void sines(const double* time, double rate, double shift, double* cosine, double* sine) {
@@ -54,8 +98,6 @@ static void sines(const double* time, double rate, double shift, double* cosine,
   }
 }
 
-EVKERNELS_INLINE VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
-EVKERNELS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 EVKERNELS_INLINE VecF where_less(VecF x, float bound, VecF a, VecF b) { return select(x < bound, a, b); }
 EVKERNELS_INLINE double where_less(double x, double bound, double a, double b) { return x < bound ? a : b; }
 

@@ -3,6 +3,7 @@
 // Vectors run over timestamps, so that sines, bases and layer norm need no horizontal step; only the gradients of the
 // weights, sums over timestamps, take vectors of outputs.
 
+#include "common/transpose.inl"
 #include "learnable_time_embedding/features.inl"
 #include "learnable_time_embedding/products.inl"
 
@@ -17,6 +18,47 @@ struct TimeBlock {
         features(arguments + s.dim() * kTimes),
         y(features + s.rows() * kTimes) {}
 };
+
+// `width` columns, rows of kTimes numbers, from the first `count` rows of `width` numbers; zeros for the other times.
+// Squares are transposed in registers: element by element this took a fifth of the time of either direction.
+template <class T, class A>
+static void columns_of(const T* rows, int64_t count, int64_t width, A* columns) {
+  constexpr int L = Arithmetic<T>::kLanes;
+  for (int64_t n = 0; n < kTimes; n += L) {
+    for (int64_t o = 0; o < width; o += L) {
+      typename Arithmetic<T>::Type square[L];
+      for (int64_t k = 0; k < L; ++k) {
+        const T* const from = rows + (n + k) * width + o;
+        square[k] = n + k >= count   ? typename Arithmetic<T>::Type{}
+                    : o + L <= width ? load(from)
+                                     : load_partial(from, width - o);
+      }
+      transpose(square);
+      for (int64_t k = 0; k < L && o + k < width; ++k) store(columns + (o + k) * kTimes + n, square[k]);
+    }
+  }
+}
+
+// The way back: the first `count` rows, `stride` numbers apart. Reads whole vectors of columns.
+template <class T, class A>
+static void rows_of(const A* columns, int64_t count, int64_t width, int64_t stride, T* rows) {
+  constexpr int L = Arithmetic<T>::kLanes;
+  for (int64_t n = 0; n < count; n += L) {
+    for (int64_t o = 0; o < width; o += L) {
+      typename Arithmetic<T>::Type square[L];
+      for (int64_t k = 0; k < L; ++k) square[k] = load(columns + (o + k) * kTimes + n);
+      transpose(square);
+      for (int64_t k = 0; k < L && n + k < count; ++k) {
+        T* const to = rows + (n + k) * stride + o;
+        if (o + L <= width) {
+          store(to, square[k]);
+        } else {
+          store_partial(to, square[k], width - o);
+        }
+      }
+    }
+  }
+}
 
 // The features and the sum of both parts' mixing products, before the norm, of `count` timestamps from t on. Times
 // beyond them are 0.
@@ -93,8 +135,7 @@ static void time_embedding_forward(const T* t, T* embedding, const TimeEmbedding
         store(block.y + o * kTimes + n, y);
       }
     }
-    for (int64_t n = 0; n < count; ++n)
-      for (int64_t o = 0; o < dim; ++o) embedding[(begin + n) * dim + o] = from_float<T>(block.y[o * kTimes + n]);
+    rows_of(block.y, count, dim, dim, embedding + begin * dim);
   }
 }
 
@@ -172,16 +213,12 @@ static void time_embedding_backward(const T* t, const T* d_embedding, T* d_t, A*
   for (; begin < end; begin += kTimes) {
     const int64_t count = end - begin < kTimes ? end - begin : kTimes;
     embed_block(t + begin, count, p, s, block);
-    for (int64_t o = 0; o < dim; ++o)
-      for (int64_t n = 0; n < kTimes; ++n)
-        g.d_y[o * kTimes + n] = n < count ? to_float(d_embedding[(begin + n) * dim + o]) : A(0);
+    columns_of(d_embedding + begin * dim, count, dim, g.d_y);
     norm_backward(p, s, block.y, g);
 
     A* const by_time[2] = {g.by_time, g.by_time + widths[0] * kTimes};
-    for (int64_t n = 0; n < kTimes; ++n) {
-      for (int64_t o = 0; o < s.fourier; ++o) by_time[0][n * widths[0] + o] = g.d_y[o * kTimes + n];
-      for (int64_t o = 0; o < s.spline; ++o) by_time[1][n * widths[1] + o] = g.d_y[(s.fourier + o) * kTimes + n];
-    }
+    rows_of(g.d_y, kTimes, s.fourier, widths[0], by_time[0]);
+    rows_of(g.d_y + s.fourier * kTimes, kTimes, s.spline, widths[1], by_time[1]);
     const A* const weight[2] = {p.weight, p.weight + s.fourier_weights()};
     A* const features[2] = {block.features, block.features + s.fourier_rows() * kTimes};
     A* const d_features[2] = {g.d_features, g.d_features + s.fourier_rows() * kTimes};
