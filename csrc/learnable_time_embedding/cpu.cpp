@@ -11,6 +11,7 @@
 
 #include "common/tensor.h"
 #include "learnable_time_embedding/shape.h"
+#include "separable_conv2d/workspace.h"
 
 #define EVKERNELS_LOOPS "learnable_time_embedding/loops.inl"
 #include "common/foreach_isa.h"
@@ -113,11 +114,14 @@ class Widened {
   std::vector<A> memory_;  // zeros where padding is
 };
 
-// Scratch memory of one task; zeros, so that arithmetic on padding is harmless.
+// Memory of one task; zeros, so that arithmetic on padding is harmless.
 template <class A>
-std::vector<A> scratch(const TimeEmbeddingShape& s, bool backward) {
-  return std::vector<A>(EVKERNELS_CALL(time_embedding_memory<A>, s, backward));
-}
+struct Scratch {
+  std::unique_ptr<A, Delete<A>> memory;
+  std::vector<int32_t> lists;
+  Scratch(const TimeEmbeddingShape& s, bool backward)
+      : memory(zeroed_workspace<A>(EVKERNELS_CALL(time_embedding_memory<A>, s, backward))), lists(s.lists()) {}
+};
 
 Tensor learnable_time_embedding(Tensor t, Tensor frequency, Tensor phase, Tensor fourier_weight, Tensor fourier_bias,
                                 Tensor rate, Tensor shift, Tensor base_weight, Tensor spline_weight,
@@ -133,9 +137,9 @@ Tensor learnable_time_embedding(Tensor t, Tensor frequency, Tensor phase, Tensor
     using T = typename decltype(type)::type;
     const Widened<T> parameters(a, s);
     torch::stable::parallel_for(0, blocks_of(N, kTimes), kForwardGrain / kTimes, [&](int64_t begin, int64_t end) {
-      auto memory = scratch<Compute<T>>(s, false);
+      Scratch<Compute<T>> scratch(s, false);
       EVKERNELS_CALL(time_embedding_forward, data<T>(t), mutable_data<T>(embedding), parameters.pointers, s,
-                     begin * kTimes, end * kTimes < N ? end * kTimes : N, memory.data());
+                     begin * kTimes, end * kTimes < N ? end * kTimes : N, scratch.memory.get(), scratch.lists.data());
     });
   });
   return embedding;
@@ -178,18 +182,18 @@ learnable_time_embedding_backward(Tensor grad_embedding, Tensor t, Tensor freque
     const Widened<T> parameters(a, s);
     const int64_t even = blocks_of(blocks_of(N, kMostChunks), kTimes) * kTimes, size = even < kChunk ? kChunk : even;
     const int64_t chunks = blocks_of(N, size);
-    const std::unique_ptr<A[]> sums(new A[chunks * s.sums()]);
+    const auto sums = workspace<A>(chunks * s.sums());
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-      auto memory = scratch<A>(s, true);
+      Scratch<A> scratch(s, true);
       for (int64_t c = begin; c < end; ++c) {
         EVKERNELS_CALL(time_embedding_backward, data<T>(t), data<T>(grad_embedding), mutable_data<T>(d_t),
                        sums.get() + c * s.sums(), parameters.pointers, s, c * size,
-                       (c + 1) * size < N ? (c + 1) * size : N, memory.data());
+                       (c + 1) * size < N ? (c + 1) * size : N, scratch.memory.get(), scratch.lists.data());
       }
     });
     std::vector<double> total(s.sums());
     for (int64_t c = 0; c < chunks; ++c)
-      for (int64_t k = 0; k < s.sums(); ++k) total[k] += sums[c * s.sums() + k];
+      for (int64_t k = 0; k < s.sums(); ++k) total[k] += sums.get()[c * s.sums() + k];
     for_each_weight(mutable_data<T>(d_fourier_weight), mutable_data<T>(d_base_weight), mutable_data<T>(d_spline_weight),
                     s, [&](T& to, int64_t at) { to = from_float<T>(static_cast<A>(total[at])); });
     const auto vector = [&](TimeEmbeddingSum which) { return total.data() + s.weights() + which * s.dim(); };

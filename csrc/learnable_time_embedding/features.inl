@@ -12,6 +12,18 @@ constexpr float kLargestPair = 8192.0f;
 constexpr float kLargestPair = -1.0f;
 #endif
 
+EVKERNELS_INLINE bool any(VecI mask) {
+#if defined(__x86_64__) && EVKERNELS_LANES == 16
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__x86_64__) && EVKERNELS_LANES == 8
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int32_t found = 0;
+  for (int k = 0; k < EVKERNELS_LANES; ++k) found |= mask[k];
+  return found != 0;
+#endif
+}
+EVKERNELS_INLINE bool any(bool found) { return found; }
 EVKERNELS_INLINE VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
 EVKERNELS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
@@ -69,9 +81,7 @@ static void sines(const float* time, float rate, float shift, float* cosine, flo
     some |= is_large[n / EVKERNELS_LANES];
     sine_of_rest(rest, quadrant, cosine + n, sine + n);
   }
-  int32_t any = 0;
-  for (int k = 0; k < EVKERNELS_LANES; ++k) any |= some[k];
-  if (!any) return;
+  if (!any(some)) return;
   float rest[kTimes], large_cosine[EVKERNELS_LANES], large_sine[EVKERNELS_LANES];
   int32_t quadrant[kTimes];
   reduce_large(time, rate, shift, rest, quadrant);
@@ -117,30 +127,83 @@ static void harmonics(A* rows, int64_t count) {
   }
 }
 
-// From the middle of basis b to v, in intervals; the bases reach two to either side. Scaled first: in intervals the
-// middles are exact.
+EVKERNELS_INLINE VecI is_nonzero(VecF x) { return x != 0.0f; }
+EVKERNELS_INLINE bool is_nonzero(double x) { return x != 0.0; }
+EVKERNELS_INLINE float lane(VecF x, int k) { return x[k]; }
+EVKERNELS_INLINE double lane(double x, int) { return x; }
+EVKERNELS_INLINE VecF where_equal(VecF x, float y, VecF a, VecF b) { return select(x == y, a, b); }
+EVKERNELS_INLINE double where_equal(double x, double y, double a, double b) { return x == y ? a : b; }
+EVKERNELS_INLINE VecF rounded_down(VecF x) {
+  const VecF whole = __builtin_convertvector(__builtin_convertvector(x, VecI), VecF);
+  return whole - select(whole > x, splat(1.0f), VecF{});
+}
+EVKERNELS_INLINE double rounded_down(double x) { return __builtin_floor(x); }
+
+// Where arguments lie on the grid of a spline: interval j, counted from -1 on, and the place f in it, 0 to 1. There
+// only the cubic bases j to j + 3 are not zero. Beyond their support, and for NaN, j is such that none of them exists.
+template <class V>
+struct Places {
+  V interval, f;
+};
 template <class V, class A>
-EVKERNELS_INLINE V distance_from_middle(V v, int64_t b, A intervals_per_unit) {
-  return multiply_add(v, V{} + intervals_per_unit, V{} + (intervals_per_unit + 1 - b));
+EVKERNELS_INLINE Places<V> places_of(V argument, A intervals) {
+  const A half = A(0.5) * intervals;
+  V x = multiply_add(argument, V{} + half, V{} + half);
+  x = where_less(x, intervals + 3, x, V{} + (intervals + 3));
+  x = where_less(-x, A(4), x, V{} - A(4));
+  const V interval = rounded_down(x);
+  // Not x - interval, which would have rounded in x.
+  return {interval, multiply_add(argument, V{} + half, half - interval)};
 }
 
-// Row 0 is tanh(v), the others are the cubic B-spline bases at v in their closed form: with d the distance to the
-// middle of the basis in intervals, (4 - 6 d^2 + 3 d^3) / 6 below 1, (2 - d)^3 / 6 below 2.
+// values[k] wherever basis b is the k-th of its interval's four, 0 elsewhere.
+template <class V, class A>
+EVKERNELS_INLINE V basis_at(V interval, A b, const V (&values)[4]) {
+  V value = {};
+  for (int k = 0; k < 4; ++k) value = where_equal(interval, b - k, values[k], value);
+  return value;
+}
+
+// Row 0 is tanh(v), the others are the cubic B-spline bases at v in their closed form. Only those that are not zero
+// everywhere are written; they and row 0 are listed, `first` being the number of row 0. Returns the end of the list.
 template <class A>
-static void spline_features(const A* argument, A* rows, int64_t bases) {
+static int32_t* spline_features(const A* argument, A* rows, int64_t bases, int64_t first, int32_t* list) {
   using V = typename Arithmetic<A>::Type;
-  constexpr int L = Arithmetic<A>::kLanes;
-  const A intervals_per_unit = A(0.5) * (bases - 3);
-  for (int64_t n = 0; n < kTimes; n += L) store(rows + n, tanh(load(argument + n)));
-  for (int64_t b = 0; b < bases; ++b) {
-    rows += kTimes;
-    for (int64_t n = 0; n < kTimes; n += L) {
-      const V d = magnitude(distance_from_middle(load(argument + n), b, intervals_per_unit));
-      const V inner = multiply_add(multiply_add(d, A(0.5), V{} - A(1)), d * d, V{} + A(2.0 / 3));
-      const V rest = where_less(d, A(2), A(2) - d, V{});
-      store(rows + n, where_less(d, A(1), inner, rest * rest * rest * A(1.0 / 6)));
-    }
+  constexpr int L = Arithmetic<A>::kLanes, kVectors = kTimes / L;
+  V interval[kVectors], values[kVectors][4];
+  auto differs = is_nonzero(V{});
+  for (int64_t k = 0; k < kVectors; ++k) {
+    const V v = load(argument + k * L);
+    store(rows + k * L, tanh(v));
+    const auto place = places_of(v, A(bases - 3));
+    const V f = place.f, g = A(1) - f, f2 = f * f, g2 = g * g;
+    interval[k] = place.interval;
+    differs |= is_nonzero(interval[k] - lane(interval[0], 0));
+    values[k][0] = g2 * g * A(1.0 / 6);
+    values[k][1] = multiply_add(multiply_add(f, V{} + A(0.5), V{} - A(1)), f2, V{} + A(2.0 / 3));
+    values[k][2] = multiply_add(multiply_add(g, V{} + A(0.5), V{} - A(1)), g2, V{} + A(2.0 / 3));
+    values[k][3] = f2 * f * A(1.0 / 6);
   }
+  *list++ = (int32_t)first;
+  if (!any(differs)) {
+    // Often: features of low rates, neighbouring times.
+    const int64_t j = (int64_t)lane(interval[0], 0);
+    for (int64_t b = j < 0 ? 0 : j; b <= j + 3 && b < bases; ++b) {
+      for (int64_t k = 0; k < kVectors; ++k) store(rows + (1 + b) * kTimes + k * L, values[k][b - j]);
+      *list++ = (int32_t)(first + 1 + b);
+    }
+    return list;
+  }
+  for (int64_t b = 0; b < bases; ++b) {
+    auto found = is_nonzero(V{});
+    for (int64_t k = 0; k < kVectors; ++k) {
+      const V basis = basis_at(interval[k], A(b), values[k]);
+      found |= is_nonzero(basis);
+      store(rows + (1 + b) * kTimes + k * L, basis);
+    }
+    if (any(found)) *list++ = (int32_t)(first + 1 + b);
+  }
+  return list;
 }
 
 // The gradient at a feature's angle from those at its rows.
@@ -159,24 +222,23 @@ static void harmonics_backward(const A* rows, const A* d_rows, A* d_angle, int64
   }
 }
 
+// The gradient at a spline's argument from those at its listed rows, of which there are `count`: tanh, then bases.
 template <class A>
-static void spline_backward(const A* argument, const A* rows, const A* d_rows, A* d_argument, int64_t bases) {
+static void spline_backward(const A* argument, const A* tanh_row, const int32_t* list, int64_t count, const A* d_rows,
+                            A* d_argument, int64_t bases) {
   using V = typename Arithmetic<A>::Type;
-  constexpr int L = Arithmetic<A>::kLanes;
-  const A intervals_per_unit = A(0.5) * (bases - 3);
-  V sums[kTimes / L] = {};
-  for (int64_t b = 0; b < bases; ++b) {
-    for (int64_t n = 0; n < kTimes; n += L) {
-      const V x = distance_from_middle(load(argument + n), b, intervals_per_unit), d = magnitude(x);
-      const V inner = multiply_add(d, A(1.5), V{} - A(2)) * x;
-      const V rest = where_less(d, A(2), A(2) - d, V{});
-      const V outer = rest * rest * where_less(x, A(0), V{} + A(0.5), V{} - A(0.5));
-      V& sum = sums[n / L];
-      sum = multiply_add(where_less(d, A(1), inner, outer), load(d_rows + (1 + b) * kTimes + n), sum);
+  const A intervals = A(bases - 3);
+  for (int64_t n = 0; n < kTimes; n += Arithmetic<A>::kLanes) {
+    const auto place = places_of(load(argument + n), intervals);
+    const V f = place.f, g = A(1) - f;
+    const V slopes[4] = {g * g * A(-0.5), multiply_add(f, V{} + A(1.5), V{} - A(2)) * f,
+                         multiply_add(g, V{} + A(-1.5), V{} + A(2)) * g, f * f * A(0.5)};
+    V sum = {};
+    for (int64_t m = 1; m < count; ++m) {
+      const V slope = basis_at(place.interval, A(list[m] - list[0] - 1), slopes);
+      sum = multiply_add(slope, load(d_rows + m * kTimes + n), sum);
     }
-  }
-  for (int64_t n = 0; n < kTimes; n += L) {
-    const V tanh_v = load(rows + n), slope = (A(1) - tanh_v) * (A(1) + tanh_v);
-    store(d_argument + n, multiply_add(sums[n / L], V{} + intervals_per_unit, load(d_rows + n) * slope));
+    const V tanh_v = load(tanh_row + n), slope = (A(1) - tanh_v) * (A(1) + tanh_v);
+    store(d_argument + n, multiply_add(sum, V{} + A(0.5) * intervals, load(d_rows + n) * slope));
   }
 }

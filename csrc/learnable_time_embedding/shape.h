@@ -6,11 +6,19 @@
 
 namespace evkernels {
 
-// Two vectors of the widest instruction set: the features of a block at dim 32 (38 KB) just fill the first-level cache.
-// Blocks of 64 made no clear difference.
+// Two vectors of the widest instruction set.
 constexpr int64_t kTimes = 32;
-// Outputs and features are padded to whole vectors and tiles of any instruction set.
+// Outputs are padded to whole vectors and tiles of any instruction set.
 constexpr int64_t kPad = 16;
+
+// Features of a run: what one register sums before it is added to the total, with what rounding took from the total
+// before. Features of low rates are the same at every timestamp, and so is the rounding of their sum, which the
+// gradients of norm and scale, sums over all timestamps, multiply. Sums of 300 in one go, and runs of 32 terms with no
+// correction, broke the error bound of the tests. Small runs keep their rows in the first-level cache, too: with those
+// of all features (38 KB at dim 32) and the weights there, a fifth of the forward pass went to the second.
+constexpr int64_t kRun = 2;
+// Lists of rows are filled up to multiples of this, with a row of zeros.
+constexpr int kRows = 10;
 
 inline int64_t blocks_of(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
 inline int64_t padded(int64_t count) { return blocks_of(count, kPad) * kPad; }
@@ -21,14 +29,19 @@ struct TimeEmbeddingShape {
   double eps;
 
   int64_t dim() const { return fourier + spline; }
-  // Rows of features: cosine and sine of each harmonic; tanh and the bases.
-  int64_t fourier_rows() const { return padded(2 * harmonics * fourier); }
-  int64_t spline_rows() const { return padded((bases + 1) * spline); }
+  // Rows of features: cosine and sine of each harmonic; tanh and the bases. Behind either part's one of zeros.
+  int64_t fourier_rows() const { return 2 * harmonics * fourier + 1; }
+  int64_t spline_rows() const { return (bases + 1) * spline + 1; }
   int64_t rows() const { return fourier_rows() + spline_rows(); }
   // Mixing weights, [row][output]; those of the spline part follow those of the Fourier part.
   int64_t fourier_weights() const { return fourier_rows() * padded(fourier); }
   int64_t spline_weights() const { return spline_rows() * padded(spline); }
   int64_t weights() const { return fourier_weights() + spline_weights(); }
+  // Numbers of the lists of rows, see Parts.
+  int64_t lists() const {
+    const int64_t longer = fourier > spline ? fourier : spline;
+    return dim() + blocks_of(longer, kRun) * (kRun * (2 * harmonics + bases + 1) + 2 * kRows);
+  }
   // Sums over timestamps: gradients of the mixing weights, and six vectors of `dim`.
   int64_t sums() const { return weights() + 6 * dim(); }
 };
