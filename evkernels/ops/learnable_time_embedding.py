@@ -65,11 +65,12 @@ def learnable_time_embedding(
             missing.
 
     Computed in float32 (float64 for float64) and rounded once on output: one sine and cosine per timestamp and feature,
-    accurate for angles of any size, and the harmonics from them. NaN propagates, but in the weight of a basis
-    that is 0 it may not be seen; an infinite spline argument has a tanh of +-1 and bases of 0. Inputs of any strides; all are copied to be contiguous. Under autocast everything is cast to
-    float32, because timestamps do not survive 16 bits. Deterministic; on the CPU the embedding and the gradients have
-    the same bits for any number of threads. Differentiable to any order in all tensors; the gradient keeps the
-    arguments alone and recomputes. Double backward, forward mode and torch.func run on the reference. Source: LeTE
+    accurate for angles of any size, and the harmonics from them. NaN propagates, but in the weight of a basis that is 0
+    it may not be seen; an infinite spline argument has a tanh of +-1 and bases of 0. Inputs of any strides; all are
+    copied to be contiguous. Under autocast everything is cast to float32, because timestamps do not survive 16 bits.
+    Deterministic; on the CPU the embedding and the gradients have the same bits for any number of threads.
+    Differentiable to any order in all tensors; the gradient keeps the arguments alone and recomputes. Double backward,
+    forward mode and torch.func run on the reference. Source: LeTE
     (arXiv:2505.00887), its Fourier and spline parts as in the authors' CombinedLeTE.
     """
     arguments = (t, fourier_frequency, fourier_phase, fourier_weight, fourier_bias, spline_rate, spline_shift)
