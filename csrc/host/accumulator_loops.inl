@@ -77,10 +77,11 @@ static bool is_block_within(const PacketColumn& column, int64_t first, int64_t c
 }
 
 // Whether no event is outside the sensor or has another polarity than -1, 0 or 1. In blocks, so that structures are
-// fetched once for all of their fields.
+// fetched once for all of their fields, and long ones, because each column's type is looked at per block.
 static bool is_inside(EventPacket packet, EventPlanes planes) {
-  for (int64_t event = 0; event < packet.count; event += kBlock) {
-    const int64_t count = packet.count - event < kBlock ? packet.count - event : kBlock;
+  constexpr int64_t kLongBlock = 8 * kBlock;
+  for (int64_t event = 0; event < packet.count; event += kLongBlock) {
+    const int64_t count = packet.count - event < kLongBlock ? packet.count - event : kLongBlock;
     if (!is_block_within(packet.x, event, count, 0, planes.width) ||
         !is_block_within(packet.y, event, count, 0, planes.height) || !is_block_within(packet.p, event, count, -1, 3)) {
       return false;
