@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -18,6 +18,9 @@ from evkernels.backends import has_compiled_kernel
 INTEGERS = (
     torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
 )  # fmt: skip
+
+# Widths around the limits of 16-bit columns.
+WIDE = (2**15 - 1, 2**15, 40_000, 2**16 - 1, 2**16, 70_000)
 
 
 def eager(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
@@ -209,6 +212,32 @@ class TestEventHistogram(OpContract):
         p = (torch.arange(len(pairs)) % 4).to(torch.int8)
         for order in (torch.arange(len(pairs)), torch.randperm(len(pairs))):
             check(backend, by_index(x, order), by_index(y, order), t[order], p[order], None, 3, 9, 9)
+
+    @pytest.mark.parametrize("coordinates", [torch.int16, torch.uint16])
+    def test_wide_sensors(self, backend, coordinates):
+        """Columns of 16 bits up to their last values, which mean other pixels or none when read with another sign."""
+        high = torch.iinfo(coordinates).max
+        values = [0, 32767, 32768, 39999, 65534, 65535, -1, 5]
+        x = torch.tensor([value for value in values if value <= high] * 24)
+        y = torch.arange(len(x)) % 4
+        x, y = x.to(coordinates), y.to(coordinates)
+        for width, polarities in (
+            [(40_000, torch.int8)] if backend.is_slow else product(WIDE, (torch.int8, torch.uint8))
+        ):
+            p = torch.tensor([0, 1, -1, -2, 127, -128, 1, 0, 2]).repeat(22)[: len(x)].to(polarities)
+            check(backend, x, y, torch.arange(len(x)), p, None, 2, 3, width)
+            check(backend, y, x, torch.arange(len(x)), p, None, 2, width, 3)
+
+    def test_counts_beyond_float32(self, backend):
+        if backend.is_slow or backend.name == "reference":
+            pytest.skip("17 million events take it too long")
+        events = 2**24 + 3
+        zero = torch.zeros(events, dtype=torch.int8)
+        columns = zero, zero, zero.int(), zero
+        columns = [column.to(backend.device) for column in columns]
+        for dtype, largest in ((torch.int32, events), (torch.float32, 2**24), (torch.int16, 2**15 - 1)):
+            counts = ops.event_histogram(*columns, bins=1, height=1, width=2, dtype=dtype)
+            assert counts.flatten().tolist() == [largest, 0, 0, 0]
 
     def test_raises_on_events_out_of_range(self, backend):
         x, y, t, p = (column.to(backend.device) for column in events(100, dtype=torch.int32))

@@ -30,6 +30,16 @@ def counts(e, ends):
     return ops.event_histogram(*e.tensors(), bins=1, dtype=torch.int16, **sizes)
 
 
+def averaged(e, end):
+    module = nn.AveragedTimeSurface(e.height, e.width, tau=30_000)
+    return module(e).flatten(1).T.reshape(98, *module.grid)
+
+
+def spikes(e, end):
+    torch.manual_seed(end)
+    return nn.EventSpikeTensor(3, e.height, e.width, hidden=(6,))(e).detach()
+
+
 # Options, the folder that they give, and what a window of events becomes.
 CASES = {
     "stacked_histogram": (
@@ -53,6 +63,13 @@ CASES = {
         lambda e, end: nn.TimeSurface(e.height, e.width, tau=7000)(e, at=end),
     ),
     "event_counts": ([], "event_counts_dt=20", counts),
+    "tore": (
+        ["--depth", "2"],
+        "tore_dt=20_k=2",
+        lambda e, end: nn.TimeOrderedRecentEvents(e.height, e.width, 2)(e, at=end),
+    ),
+    "hats": (["--tau", "30ms"], "hats_dt=20_tau=30", averaged),
+    "est": (["--bins", "3"], "est_dt=20_nbins=3", spikes),
 }
 
 
@@ -95,6 +112,7 @@ def test_real_recordings(recordings, tmp_path, name):
         ("stacked_histogram", ["--convention", "dsec"], "--convention is no option of stacked_histogram"),
         ("voxel_grid", ["--count-cutoff", "5"], "--count-cutoff is no option of voxel_grid"),
         ("time_surface", ["--bins", "5"], "--bins is no option of time_surface"),
+        ("hats", ["--depth", "5"], "--depth is no option of hats"),
         ("event_counts", ["--normalize", "dsec"], "--normalize is no option of event_counts"),
         ("voxel_grid", ["--convention", "none"], "invalid choice"),
         ("voxel_grid", ["--window", "5ms", "--window-events", "5"], "not allowed with"),

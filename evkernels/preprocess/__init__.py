@@ -33,12 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="a recording, or a folder of them such as RVT's and eTraM's trees")
     add("destination", type=Path, metavar="DST", help="folder of the results, one folder inside per recording")
-    add("--representation", choices=list(REPRESENTATIONS), default="stacked_histogram", help="default %(default)s")
-    add("--bins", type=arguments.positive, help="time bins per window, default 10, of a voxel grid 5")
+    add(
+        "--representation",
+        choices=list(REPRESENTATIONS),
+        default="stacked_histogram",
+        help="default %(default)s; hats: an image of cells of 10 x 10 pixels; est: with the kernel it begins with",
+    )
+    add("--bins", type=arguments.positive, help="time bins per window, default 10, of a voxel grid 5, of est 9")
     add("--count-cutoff", type=arguments.positive, metavar="N", help="largest count, default: what the dtype holds")
     add("--convention", choices=list(CONVENTIONS), help="whose voxel grid, default e2vid")
     add("--normalize", choices=[name for name in NORMALIZATIONS if name], help="cells of a voxel grid that are not 0")
-    add("--tau", type=arguments.duration, metavar="TIME", help="time constant of a time surface, default 50ms")
+    add(
+        "--tau",
+        type=arguments.duration,
+        metavar="TIME",
+        help="time constant of a time surface, default 50ms, of hats 1s",
+    )
+    add("--depth", type=arguments.positive, metavar="N", help="events per pixel and polarity of tore, default 4")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--window", type=arguments.duration, default="50ms", metavar="TIME", help="default %(default)s")
     length.add_argument("--window-events", type=arguments.positive, metavar="N", help="windows of N events instead")
@@ -93,6 +104,7 @@ def _settings(args: argparse.Namespace):
         convention=args.convention,
         normalize=args.normalize,
         tau_us=args.tau,
+        depth=args.depth,
         window_us=args.window,
         window_events=args.window_events,
         stride_us=stride,

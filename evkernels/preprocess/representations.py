@@ -11,7 +11,15 @@ from torch import Tensor
 
 from evkernels import ops
 from evkernels.events import EventBatch
-from evkernels.nn import MixedDensityEventStack, StackedHistogram, TimeSurface, VoxelGrid
+from evkernels.nn import (
+    AveragedTimeSurface,
+    EventSpikeTensor,
+    MixedDensityEventStack,
+    StackedHistogram,
+    TimeOrderedRecentEvents,
+    TimeSurface,
+    VoxelGrid,
+)
 from evkernels.preprocess.settings import Settings
 
 
@@ -89,8 +97,36 @@ def _event_counts(s: Settings, height: int, width: int) -> Frames:
     return Frames(count, (2, height, width), torch.int16)
 
 
+def _tore(s: Settings, height: int, width: int) -> Frames:
+    module = TimeOrderedRecentEvents(height, width, s.depth)
+    shape = (2 * s.depth, height, width)
+    return Frames(lambda batch, ends: module(batch, at=torch.from_numpy(ends)), shape, torch.float32)
+
+
+def _hats(s: Settings, height: int, width: int) -> Frames:
+    module = AveragedTimeSurface(height, width, tau=s.tau_us)
+    rows, columns = module.grid
+    channels = 2 * module.surface_size**2
+
+    def image_of_cells(batch: EventBatch, ends: np.ndarray) -> Tensor:
+        return module(batch).view(-1, rows, columns, channels).permute(0, 3, 1, 2)
+
+    return Frames(image_of_cells, (channels, rows, columns), torch.float32)
+
+
+def _est(s: Settings, height: int, width: int) -> Frames:
+    # As many hidden units as the kernel it begins with needs: none is random, so that the same command gives the same
+    # file.
+    module = EventSpikeTensor(s.bins, height, width, hidden=(6,)).requires_grad_(False)
+    return Frames(lambda batch, ends: module(batch), (2 * s.bins, height, width), torch.float32)
+
+
 def _cutoff(s: Settings) -> str:
     return "" if s.count_cutoff is None else f"_cutoff={s.count_cutoff}"
+
+
+def _tau(s: Settings) -> str:
+    return f"_tau={s.tau_us / 1000:.10g}"
 
 
 def _grid(s: Settings) -> str:
@@ -104,6 +140,7 @@ OPTIONS = {
     "convention": "convention",
     "normalize": "normalize",
     "tau_us": "tau",
+    "depth": "depth",
 }
 
 # The names of the first two are those of RVT, of which only the second tells its cutoff.
@@ -121,8 +158,9 @@ REPRESENTATIONS: dict[str, Representation] = {
     "voxel_grid": Representation(
         _voxel_grid, ("voxel_grid", _grid), {"bins": 5, "convention": "e2vid", "normalize": None}
     ),
-    "time_surface": Representation(
-        _time_surface, ("time_surface", lambda s: f"_tau={s.tau_us / 1000:.10g}"), {"tau_us": 50_000}
-    ),
+    "time_surface": Representation(_time_surface, ("time_surface", _tau), {"tau_us": 50_000}),
     "event_counts": Representation(_event_counts, ("event_counts", _cutoff), {"count_cutoff": None}),
+    "tore": Representation(_tore, ("tore", lambda s: f"_k={s.depth}"), {"depth": 4}),
+    "hats": Representation(_hats, ("hats", _tau), {"tau_us": 1_000_000}),
+    "est": Representation(_est, ("est", lambda s: f"_nbins={s.bins}"), {"bins": 9}),
 }

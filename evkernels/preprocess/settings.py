@@ -18,7 +18,8 @@ class Settings:
         count_cutoff: Largest count; None is the representation's own largest.
         convention: Of a voxel grid.
         normalize: Of a voxel grid, "e2vid", "dsec" or None.
-        tau_us: Time constant of a time surface in microseconds.
+        tau_us: Time constant of a time surface, or of averaged ones, in microseconds.
+        depth: How many events of a pixel and polarity a TORE volume remembers.
         window_us: Length of a window in microseconds.
         window_events: Number of events of a window, in place of its length.
         stride_us: From the end of one window to that of the next. None: windows of events follow one another.
@@ -33,6 +34,7 @@ class Settings:
     convention: str | None = None
     normalize: str | None = None
     tau_us: int | None = None
+    depth: int | None = None
     window_us: int = 50_000
     window_events: int | None = None
     stride_us: int | None = 50_000
