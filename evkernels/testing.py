@@ -21,7 +21,7 @@ def tensor(*shape: int, dtype=torch.float32, layout: str = "contiguous", device=
         for dim in range(len(shape)):
             value = value.narrow(dim, 1, shape[dim])
         return value
-    value = torch.randn(*shape, generator=generator).to(device, dtype)
+    value = torch.randn(shape, generator=generator).to(device, dtype)
     if layout == "channels_last":
         return value.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else value
     if layout == "transposed":

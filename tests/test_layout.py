@@ -32,6 +32,12 @@ WITHOUT = {
     # On a device a step is a library's convolution and the gates: ops/conv_lstm_3x3_composed.py and its neighbour.
     "conv_lstm_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     "conv_gru_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # On a device products are a library's, and what is done between them is Triton's.
+    "contrastive_loss": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
+    # A few passes over features: on GPUs the reference, made of PyTorch's own operators, serves.
+    "normalized_mse_cosine": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # On a device, tiles of a library's products and PyTorch's own comparisons: ops/retrieval_recall.py.
+    "retrieval_recall": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Two matrix products and pointwise work: on GPUs the reference, made of PyTorch's own operators, serves.
     "learnable_time_embedding": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.

@@ -4,6 +4,7 @@ Installed as `evkernels.triton_kernels`. Importing it needs triton; with TRITON_
 tensors.
 """
 
+from evkernels.triton_kernels.contrastive_loss import contrastive_loss, contrastive_loss_backward
 from evkernels.triton_kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.triton_kernels.event_histogram import event_histogram
 from evkernels.triton_kernels.gru_gates import (
@@ -20,6 +21,8 @@ from evkernels.triton_kernels.time_surface import time_surface
 from evkernels.triton_kernels.voxel_grid import voxel_grid
 
 __all__ = [
+    "contrastive_loss",
+    "contrastive_loss_backward",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",

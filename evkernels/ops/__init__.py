@@ -4,6 +4,7 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+from evkernels.ops.contrastive_loss import contrastive_loss
 from evkernels.ops.conv_gru_3x3 import conv_gru_3x3
 from evkernels.ops.conv_lstm_1x1 import conv_lstm_1x1
 from evkernels.ops.conv_lstm_3x3 import conv_lstm_3x3
@@ -12,12 +13,15 @@ from evkernels.ops.event_histogram import event_histogram
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
+from evkernels.ops.normalized_mse_cosine import normalized_mse_cosine
+from evkernels.ops.retrieval_recall import retrieval_recall
 from evkernels.ops.separable_conv2d import separable_conv2d
 from evkernels.ops.separable_norm_conv2d import separable_norm_conv2d
 from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
 
 __all__ = [
+    "contrastive_loss",
     "conv_gru_3x3",
     "conv_lstm_1x1",
     "conv_lstm_3x3",
@@ -28,6 +32,8 @@ __all__ = [
     "gru_update",
     "learnable_time_embedding",
     "lstm_gates",
+    "normalized_mse_cosine",
+    "retrieval_recall",
     "separable_conv2d",
     "separable_norm_conv2d",
     "time_surface",

@@ -4,6 +4,11 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.contrastive_loss import (
+    contrastive_loss,
+    contrastive_loss_backward,
+    contrastive_loss_kernel,
+)
 from evkernels.reference.conv_gru_3x3 import conv_gru_3x3, conv_gru_3x3_backward, conv_gru_3x3_kernel
 from evkernels.reference.conv_lstm_1x1 import (
     conv_lstm_1x1,
@@ -36,6 +41,8 @@ from evkernels.reference.learnable_time_embedding import (
     learnable_time_embedding_backward,
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.reference.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
+from evkernels.reference.retrieval_recall import retrieval_recall
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 from evkernels.reference.separable_norm_conv2d import (
     separable_norm_conv2d,
@@ -57,6 +64,9 @@ from evkernels.reference.voxel_grid import (
 )
 
 __all__ = [
+    "contrastive_loss",
+    "contrastive_loss_backward",
+    "contrastive_loss_kernel",
     "conv_3x3_input_gradient",
     "conv_gru_3x3",
     "conv_gru_3x3_backward",
@@ -85,6 +95,9 @@ __all__ = [
     "learnable_time_embedding_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "normalized_mse_cosine",
+    "normalized_mse_cosine_backward",
+    "retrieval_recall",
     "separable_conv2d",
     "separable_conv2d_backward",
     "separable_norm_conv2d",
