@@ -21,22 +21,22 @@ demo:
 	@$(RUN) -m evkernels demo $(ARGS)
 
 test:
-	@$(PYTHON) tools/environment.py compare dask demo io preprocess test train triton
+	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 sanitize:
-	@$(PYTHON) tools/environment.py compare dask demo io preprocess test train triton
+	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
 	@$(RUN) -m pytest -m sanitizer $(ARGS)
 
 gpu-check:
-	@$(PYTHON) tools/environment.py compare dask demo io preprocess test train triton
+	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
 	@$(RUN) -m pytest tests/test_cuda_build.py tests/test_triton_compile.py tests/test_emulation.py $(ARGS)
 	@$(RUN) tests/gpu_resources.py
 
 # On a machine with a GPU: all tests on the device, sanitizer, benchmark and table. ARGS="--jobs 8"
 gpu:
 	@$(PYTHON) tools/gpu.py --check
-	@$(PYTHON) tools/environment.py bench compare dask demo io preprocess test train triton
+	@$(PYTHON) tools/environment.py align bench compare dask demo io preprocess test train triton
 	@$(RUN) tools/gpu.py $(ARGS)
 
 bench:

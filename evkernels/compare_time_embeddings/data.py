@@ -146,9 +146,9 @@ def _nmnist(config: Config) -> Dataset:
         raise InputError("dataset nmnist needs a folder: --data DIR")
     folder = Path(config.data)
     if (folder / "Train").is_dir() and (folder / "Test").is_dir():
-        parts = [_recordings(folder / part) for part in ("Train", "Test")]
+        parts = [recordings_of(folder / part) for part in ("Train", "Test")]
     else:
-        parts = _split(_recordings(folder))
+        parts = _split(recordings_of(folder))
     train, test = _limited(parts, config.samples)
     if not len(train[0]) or not len(test[0]):
         raise InputError(f"--data {folder}: no recordings (0/*.bin to 9/*.bin, or labels.csv and its files, or zips)")
@@ -169,7 +169,7 @@ def _sequences(recordings, labels, unit: int, most: int) -> Sequences:
     return Sequences(positions, times, features, torch.from_numpy(labels))
 
 
-def _recordings(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+def recordings_of(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Recordings [E, 4] of x, y, t, p, with labels, in the order of their names."""
     found = [(_events(content), label) for content, label in _files(folder)]
     found = [(events, label) for events, label in found if len(events)]

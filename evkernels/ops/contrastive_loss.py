@@ -21,8 +21,8 @@ def contrastive_loss(
     Args:
         a: Features [B, D], B of at least 1; row i belongs to row i of `b`. float32, bfloat16, float16 or float64.
         b: Features [B, D] of the other kind, dtype and device of `a`.
-        logit_scale: What multiplies the cosines, 1 over the temperature (the exponential of CLIP's parameter): a number,
-            or a tensor of one element in the dtype of `a`, or float32 beside 16-bit features.
+        logit_scale: What multiplies the cosines, 1 over the temperature (the exponential of CLIP's parameter): a
+            number, or a tensor of one element in the dtype of `a`, or float32 beside 16-bit features.
         queue: Further features [Q, D] of the kind of `b`: negatives of every row of `a`, in MoCo's manner. They are
             columns of the logits that have no cross entropy of their own.
         symmetric: False for the first of the two cross entropies alone, that of `a` looking for its `b`.
@@ -36,12 +36,12 @@ def contrastive_loss(
 
     Computed in float32 (float64 for float64) and rounded once on output; a row shorter than 1e-12 is divided by that,
     as in F.normalize. NaN propagates. On the CPU memory beyond inputs and gradients is one tile of logits and the
-    normalised features; Triton keeps B numbers per 64 rows; the reference stores the logits. Under autocast everything
-    is cast to float32. Deterministic for a number of threads. Differentiable to any order in all tensors, the scale included; the gradient
-    keeps the inputs and one number per row and column and computes the logits again, double backward, forward mode and
-    torch.func run on the reference. For the loss over all processes of a group see
-    `evkernels.alignment.distributed_contrastive_loss`. Source: Radford et al. 2021 (arXiv:2103.00020), figure 3; queue:
-    He et al. 2020 (arXiv:1911.05722).
+    normalised features; Triton keeps a strip of 1024 rows and a 16th of the logits' size; the reference stores them.
+    Under autocast everything is cast to float32. Deterministic for a number of threads. Differentiable to any order in
+    all tensors, the scale included; the gradient keeps the inputs and one number per row and column and computes the
+    logits again, double backward, forward mode and torch.func run on the reference. For the loss over all processes of
+    a group see `evkernels.alignment.distributed_contrastive_loss`. Source: Radford et al. 2021 (arXiv:2103.00020),
+    figure 3; queue: He et al. 2020 (arXiv:1911.05722).
     """
     checks.check_tensor("a", a)
     if a.dim() != 2 or a.shape[0] == 0:

@@ -1,4 +1,4 @@
-"""Contract of `retrieval_recall`: documentation, argument checks, schema, shape rule, and its composition of tiles for GPUs."""
+"""Contract of `retrieval_recall`: documentation, argument checks, schema, shape rule; composition for GPUs."""
 
 from collections.abc import Sequence
 
