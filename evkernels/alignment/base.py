@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evkernels import ops
 from evkernels.alignment.config import AlignmentConfig
 from evkernels.alignment.distributed import distributed_contrastive_loss
+from evkernels.alignment.layers import MLP
 
 # Rows of similarities that are looked at together.
 _STRIP = 1024
@@ -64,6 +65,18 @@ class BaseAlignmentModule(nn.Module, ABC):
         """The features, detached where their encoders are frozen."""
         event = event.detach() if self.config.freeze_event_encoder else event
         return event, target.detach() if self.config.freeze_target_encoder else target
+
+
+def make_projector(config: AlignmentConfig) -> MLP:
+    """The MLP from event features to the target's space that a configuration describes."""
+    return MLP(
+        config.event_dim,
+        config.target_dim,
+        config.hidden_dim,
+        config.num_layers,
+        config.dropout,
+        config.use_layer_norm,
+    )
 
 
 @torch.no_grad()

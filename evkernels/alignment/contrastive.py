@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.alignment.base import BaseAlignmentModule, hard_negative_loss
+from evkernels.alignment.base import BaseAlignmentModule, hard_negative_loss, make_projector
 from evkernels.alignment.config import ContrastiveAlignmentConfig
-from evkernels.alignment.layers import MLP, ProjectionHead
+from evkernels.alignment.layers import ProjectionHead
 
 
 class ContrastiveAlignmentModule(BaseAlignmentModule):
@@ -33,14 +33,7 @@ class ContrastiveAlignmentModule(BaseAlignmentModule):
     def __init__(self, config: ContrastiveAlignmentConfig | None = None) -> None:
         config = config or ContrastiveAlignmentConfig()
         super().__init__(config)
-        self.event_projector = MLP(
-            config.event_dim,
-            config.target_dim,
-            config.hidden_dim,
-            config.num_layers,
-            config.dropout,
-            config.use_layer_norm,
-        )
+        self.event_projector = make_projector(config)
         self.event_projection_head = ProjectionHead(config.target_dim, config.projection_dim, config.hidden_dim)
         self.target_projection_head = ProjectionHead(config.target_dim, config.projection_dim, config.hidden_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))

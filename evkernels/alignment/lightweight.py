@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.alignment.base import BaseAlignmentModule
+from evkernels.alignment.base import BaseAlignmentModule, make_projector
 from evkernels.alignment.config import LightweightAlignmentConfig
-from evkernels.alignment.layers import MLP, BottleneckAdapter, LinearAdapter, WhiteningLayer
+from evkernels.alignment.layers import BottleneckAdapter, LinearAdapter, WhiteningLayer
 
 
 class LightweightAlignmentModule(BaseAlignmentModule):
@@ -33,7 +33,7 @@ class LightweightAlignmentModule(BaseAlignmentModule):
         if config.adapter_type == "linear":
             self.adapter: nn.Module = LinearAdapter(*sizes)
         elif config.adapter_type == "mlp":
-            self.adapter = MLP(*sizes, config.hidden_dim, config.num_layers, config.dropout, config.use_layer_norm)
+            self.adapter = make_projector(config)
         else:
             self.adapter = BottleneckAdapter(*sizes, max(1, config.hidden_dim // 4), config.dropout)
         if config.use_residual:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.alignment.base import BaseAlignmentModule
+from evkernels.alignment.base import BaseAlignmentModule, make_projector
 from evkernels.alignment.config import ReconstructionBridgingConfig
-from evkernels.alignment.layers import MLP
 from evkernels.reconstruct.stream import reflected
 from evkernels.reconstruct.weights import load_network
 
@@ -65,14 +64,7 @@ class ReconstructionBridgingModule(BaseAlignmentModule):
         self.register_buffer("std", torch.tensor(_CLIP_STD).reshape(3, 1, 1), persistent=False)
         self.feature_projector: nn.Module = nn.Identity()
         if config.event_dim != config.target_dim:
-            self.feature_projector = MLP(
-                config.event_dim,
-                config.target_dim,
-                config.hidden_dim,
-                config.num_layers,
-                config.dropout,
-                config.use_layer_norm,
-            )
+            self.feature_projector = make_projector(config)
         self.hidden_state = None
         self._cache: dict[Hashable, Tensor] = {}
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.alignment.base import BaseAlignmentModule
+from evkernels.alignment.base import BaseAlignmentModule, make_projector
 from evkernels.alignment.config import TripleModalAlignmentConfig
-from evkernels.alignment.layers import MLP, CrossModalAttention
+from evkernels.alignment.layers import CrossModalAttention
 
 
 class TripleModalEncoder(nn.Module):
@@ -83,14 +83,7 @@ class TripleModalAlignmentModule(BaseAlignmentModule):
         config = config or TripleModalAlignmentConfig()
         super().__init__(config)
         self.triple_encoder = TripleModalEncoder(config)
-        self.inference_projector = MLP(
-            config.event_dim,
-            config.target_dim,
-            config.hidden_dim,
-            config.num_layers,
-            config.dropout,
-            config.use_layer_norm,
-        )
+        self.inference_projector = make_projector(config)
 
     def forward(self, event_features: Tensor) -> Tensor:
         return self.inference_projector(event_features)
