@@ -16,8 +16,9 @@ from evkernels.nn.time_experts import (
 )
 
 _KINDS = ("fourier", "spline", "rkhs_gaussian", "wavelet")
-# Timestamps at a time where no gradient is needed: what the experts hold in between stays in the second-level cache.
-_CHUNK = 1024
+# Timestamps that the router sees at a time where no gradient is needed: what is in between stays in the second-level
+# cache.
+_CHUNK = 2048
 
 
 class KMOTE(nn.Module):
@@ -87,28 +88,32 @@ class KMOTE(nn.Module):
             embedding, weights: [*t.shape, dim], and the router's weights of all experts [*t.shape, E], which
             `load_balance` takes.
         """
-        column = t.reshape(-1, 1)
-        seen = column if aux is None else torch.cat([column, aux.reshape(len(column), -1)], dim=1)
-        weights = self.router(seen)
-        if torch.is_grad_enabled():
-            embedding = self._mixed(column, weights)
-        else:
-            parts = zip(column.split(_CHUNK), weights.split(_CHUNK), strict=True)
-            embedding = torch.cat([self._mixed(*part) for part in parts])
-        return embedding.reshape(*t.shape, self.dim), weights.reshape(*t.shape, weights.shape[1])
+        times = t.reshape(-1)
+        seen = times[:, None] if aux is None else torch.cat([times[:, None], aux.reshape(len(times), -1)], dim=1)
+        parts = (seen,) if torch.is_grad_enabled() else seen.split(_CHUNK)
+        # Experts along the first axis: a softmax over a last axis so short takes three times as long.
+        weights = torch.cat([self.router(part) for part in parts]).T.contiguous().softmax(dim=0)
+        outputs = [
+            expert(times, gate) for expert, gate in zip(self.experts.values(), self._gates(weights), strict=True)
+        ]
+        embedding = torch.cat(outputs, dim=1) if self.generation == "A" else self.layer_norm(sum(outputs))
+        return embedding.reshape(*t.shape, self.dim), weights.T.reshape(*t.shape, len(weights))
 
-    def _mixed(self, column: Tensor, weights: Tensor) -> Tensor:
-        largest, chosen = weights.topk(self.top, dim=-1)
-        if self.generation == "B" and self.top < weights.shape[1]:
-            largest = largest.softmax(dim=-1)
-        dispatch = torch.zeros_like(weights).scatter(1, chosen, largest)
-        is_chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(1, chosen, True)
-        parts = []
-        for k, expert in enumerate(self.experts.values()):
-            rows = is_chosen[:, k].nonzero()[:, 0]
-            values = expert(column[rows]) * dispatch[rows, k, None]
-            parts.append(values.new_zeros(len(column), values.shape[1]).index_copy(0, rows, values))
-        return torch.cat(parts, dim=1) if self.generation == "A" else self.layer_norm(sum(parts))
+    def _gates(self, weights: Tensor) -> Tensor:
+        """Factors of the experts [E, N], 0 for those not chosen, from the router's weights [E, N]."""
+        is_chosen = _ranks(weights.detach()) < self.top
+        if self.generation == "B" and self.top < len(weights):
+            return torch.where(is_chosen, weights, -math.inf).softmax(dim=0)
+        return torch.where(is_chosen, weights, 0)
+
+
+def _ranks(weights: Tensor) -> Tensor:
+    """How many are larger, or equal and before, along the first axis. For few, which topk takes ten times as long."""
+    ranks = torch.zeros_like(weights, dtype=torch.uint8)
+    for k, weight in enumerate(weights):
+        ranks[:k] += weight > weights[:k]
+        ranks[k + 1 :] += weight >= weights[k + 1 :]
+    return ranks
 
 
 def load_balance(weights: Tensor) -> Tensor:
@@ -154,12 +159,14 @@ def _network(inputs: int, experts: int) -> nn.Sequential:
 
 
 class _Router(nn.Module):
+    """Logits of the experts."""
+
     def __init__(self, inputs: int, experts: int):
         super().__init__()
         self.mlp = _network(inputs, experts)
 
     def forward(self, seen: Tensor) -> Tensor:
-        return self.mlp(seen).softmax(dim=-1)
+        return self.mlp(seen)
 
 
 class _NoisyRouter(nn.Module):
@@ -169,6 +176,4 @@ class _NoisyRouter(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         logits = self.router_network(seen)
-        if self.training:
-            logits = logits + 0.01 * torch.randn_like(logits)
-        return logits.softmax(dim=-1)
+        return logits + 0.01 * torch.randn_like(logits) if self.training else logits

@@ -1,18 +1,23 @@
-"""Experts of K-MOTE: an affine map of time per feature, then a sum of basis functions of it.
+"""Experts of K-MOTE: an affine map of time per feature, then a sum of basis functions of it, times a gate.
 
-The sums over a feature's `count` functions are one product with a matrix that is zero between features: PyTorch's sums
-over so short an axis take longer than the functions themselves.
+Two affine maps are one, so that cosines, Gaussians and wavelets are `ops.time_basis` with parameters made of both maps.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
+from evkernels import ops
+
 
 class Expert(nn.Module):
-    """Basis functions of an affine map of time per feature: [N, 1] to [N, dim]."""
+    """Basis functions of an affine map of time per feature, times a gate: [N] and [N] to [N, dim].
+
+    Only rows whose gate is not 0 are computed; the others are 0.
+    """
 
     def __init__(self, dim: int, basis: nn.Module):
         super().__init__()
@@ -20,8 +25,11 @@ class Expert(nn.Module):
         self.alpha_bias = nn.Parameter(torch.zeros(dim))
         self.basis_function = basis
 
-    def forward(self, column: Tensor) -> Tensor:
-        return self.basis_function(column * self.alpha_weights + self.alpha_bias)
+    def forward(self, t: Tensor, gate: Tensor) -> Tensor:
+        scale, offset = self.alpha_weights[0], self.alpha_bias
+        if isinstance(self.basis_function, SplineBasis):
+            return _gated(t, gate, lambda column: self.basis_function(column * scale + offset), len(offset))
+        return ops.time_basis(t, gate, *self.basis_function.functions(scale[:, None], offset[:, None]))
 
 
 class CosineBasis(nn.Module):
@@ -33,8 +41,10 @@ class CosineBasis(nn.Module):
         self.amplitudes = nn.Parameter(torch.full((dim, count), 0.5))
         self.phases = nn.Parameter(torch.zeros(dim, count))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _sums(torch.addcmul(self.phases, self.frequencies, x[..., None]).cos(), self.amplitudes)
+    def functions(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+        """What `ops.time_basis` takes, for these functions of scale * time + offset."""
+        shift = torch.addcmul(self.phases, self.frequencies, offset)
+        return self.frequencies * scale, shift, self.amplitudes, "cosine"
 
 
 class SplineBasis(nn.Module):
@@ -70,9 +80,8 @@ class GaussianBasis(nn.Module):
         self.means = nn.Parameter(2 * torch.randn(dim, count))
         self.raw_stds = nn.Parameter(0.1 * torch.randn(dim, count))
 
-    def forward(self, x: Tensor) -> Tensor:
-        distance = _scaled(x, self.means, self.raw_stds)
-        return _sums(torch.exp(-0.5 * distance * distance), softplus(self.raw_weights))
+    def functions(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+        return *_scaled(scale, offset, self.means, self.raw_stds), softplus(self.raw_weights), "gaussian"
 
 
 class WaveletBasis(nn.Module):
@@ -85,15 +94,12 @@ class WaveletBasis(nn.Module):
         self.raw_scales = nn.Parameter(0.1 * torch.randn(dim, count))
         self.translations = nn.Parameter(0.1 * torch.randn(dim, count))
 
-    def forward(self, x: Tensor) -> Tensor:
-        s = _scaled(x, self.translations, self.raw_scales)
-        square = s * s
-        wave = 1 - square if self.wavelet == "mexican_hat" else torch.cos(5 * s)
-        return _sums(wave * torch.exp(-0.5 * square), self.weights)
+    def functions(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+        return *_scaled(scale, offset, self.translations, self.raw_scales), self.weights, self.wavelet
 
 
 class SplineExpert(nn.Module):
-    """SiLU and cubic B-splines on [-1, 1] of time itself, [N, 1] to [N, dim]: one edge function per feature.
+    """SiLU and cubic B-splines on [-1, 1] of time itself, times a gate, as `Expert`: one edge function per feature.
 
     The splines start as small noise: coefficients uniform in +-0.01, where the published layer fits noise of that size.
     """
@@ -105,7 +111,10 @@ class SplineExpert(nn.Module):
         self.scale_base = nn.Parameter(torch.empty(1, dim).uniform_(-1, 1))
         self.scale_sp = nn.Parameter(torch.ones(1, dim))
 
-    def forward(self, column: Tensor) -> Tensor:
+    def forward(self, t: Tensor, gate: Tensor) -> Tensor:
+        return _gated(t, gate, self._edges, self.coef.shape[1])
+
+    def _edges(self, column: Tensor) -> Tensor:
         count = self.intervals + 3
         middles = torch.arange(count, dtype=column.dtype, device=column.device) - (count - 1) / 2
         distance = (column * (self.intervals / 2) - middles).abs().clamp(max=2)
@@ -114,12 +123,14 @@ class SplineExpert(nn.Module):
         return self.scale_base * silu(column) + self.scale_sp * (bases @ self.coef[0].T)
 
 
-def _scaled(x: Tensor, middles: Tensor, raw_widths: Tensor) -> Tensor:
-    """(x - middle) / width of every function, [N, dim, count]."""
+def _scaled(scale: Tensor, offset: Tensor, middles: Tensor, raw_widths: Tensor) -> tuple[Tensor, Tensor]:
+    """Rate and shift of (scale * time + offset - middle) / width, for every function [dim, count]."""
     per_width = 1 / (softplus(raw_widths) + 1e-6)
-    return torch.addcmul(-middles * per_width, per_width, x[..., None])
+    return scale * per_width, (offset - middles) * per_width
 
 
-def _sums(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums over each feature's functions: [N, dim, count] and [dim, count] to [N, dim]."""
-    return values.flatten(1) @ weights.T.diag_embed().transpose(0, 1).flatten(0, 1)
+def _gated(t: Tensor, gate: Tensor, function: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+    """Function(t) * gate [N, dim], computed where the gate is not 0."""
+    rows = gate.nonzero()[:, 0]
+    values = function(t[rows, None]) * gate[rows, None]
+    return values.new_zeros(len(t), dim).index_copy(0, rows, values)

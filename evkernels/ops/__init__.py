@@ -17,6 +17,7 @@ from evkernels.ops.normalized_mse_cosine import normalized_mse_cosine
 from evkernels.ops.retrieval_recall import retrieval_recall
 from evkernels.ops.separable_conv2d import separable_conv2d
 from evkernels.ops.separable_norm_conv2d import separable_norm_conv2d
+from evkernels.ops.time_basis import time_basis
 from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
 
@@ -36,6 +37,7 @@ __all__ = [
     "retrieval_recall",
     "separable_conv2d",
     "separable_norm_conv2d",
+    "time_basis",
     "time_surface",
     "voxel_grid",
 ]

@@ -49,6 +49,7 @@ from evkernels.reference.separable_norm_conv2d import (
     separable_norm_conv2d_backward,
     separable_norm_conv2d_kernel,
 )
+from evkernels.reference.time_basis import time_basis, time_basis_backward
 from evkernels.reference.time_surface import (
     decayed_time_surface_into_kernel,
     decayed_time_surface_kernel,
@@ -103,6 +104,8 @@ __all__ = [
     "separable_norm_conv2d",
     "separable_norm_conv2d_backward",
     "separable_norm_conv2d_kernel",
+    "time_basis",
+    "time_basis_backward",
     "time_surface",
     "time_surface_into_kernel",
     "time_surface_kernel",

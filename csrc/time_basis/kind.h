@@ -1,0 +1,8 @@
+// The basis functions of time.
+#pragma once
+
+namespace evkernels {
+
+enum class TimeBasis { kCosine, kGaussian, kMexicanHat, kMorlet };
+
+}  // namespace evkernels

@@ -1,0 +1,187 @@
+// Blocks of gated timestamps, forward and backward. Compiled once per instruction set by common/foreach_isa.h.
+//
+// Vectors run over timestamps; those of a closed gate are left out first, so that blocks are full and nothing is
+// computed for them. All functions of a feature are summed in registers, and no basis function is ever stored.
+
+#include "learnable_time_embedding/features.inl"
+
+// e^-q for q >= 0; 0 where that is no normal number any more.
+EVKERNELS_INLINE VecF exp_negative(VecF q) {
+  const VecF x = select(q < 87.0f, -q, splat(-87.0f));
+  const VecF shifted = multiply_add(x, 1.44269504f, 12582912.0f), n = shifted - 12582912.0f;
+  const VecF r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, x));
+  VecF p = multiply_add(r, 1.9841270e-4f, 1.3888889e-3f);
+  p = multiply_add(p, r, 8.3333333e-3f);
+  p = multiply_add(p, r, 4.1666667e-2f);
+  p = multiply_add(p, r, 1.6666667e-1f);
+  p = multiply_add(p, r, 0.5f);
+  const VecF scale = (VecF)(((VecU)shifted << 23) + 0x3f800000);  // 2^n
+  const VecF value = scale * multiply_add(p, r * r, r + 1.0f);
+  return select(q < 87.0f, value, select(q >= 87.0f, VecF{}, q));
+}
+EVKERNELS_INLINE double exp_negative(double q) { return __builtin_exp(-q); }
+
+// A basis function, and its derivative unless `slope` is null, at rate * time + shift.
+template <TimeBasis kKind, class A>
+static void basis(const A* time, A rate, A shift, A* value, A* slope) {
+  using V = typename Arithmetic<A>::Type;
+  constexpr int L = Arithmetic<A>::kLanes;
+  A argument[kTimes], cosine[kTimes], sine[kTimes];
+  if constexpr (kKind == TimeBasis::kCosine) {
+    sines(time, rate, shift, value, sine);
+    for (int64_t n = 0; slope && n < kTimes; n += L) store(slope + n, -load(sine + n));
+    return;
+  }
+  for (int64_t n = 0; n < kTimes; n += L) store(argument + n, multiply_add(load(time + n), V{} + rate, V{} + shift));
+  if constexpr (kKind == TimeBasis::kMorlet) sines(argument, A(5), A(0), cosine, sine);
+  for (int64_t n = 0; n < kTimes; n += L) {
+    const V z = load(argument + n), square = z * z, bell = exp_negative(square * A(0.5));
+    V v = bell, s = -z * bell;
+    if constexpr (kKind == TimeBasis::kMexicanHat) {
+      v = (A(1) - square) * bell;
+      s = z * (square - A(3)) * bell;
+    } else if constexpr (kKind == TimeBasis::kMorlet) {
+      v = load(cosine + n) * bell;
+      s = -(z * load(cosine + n) + A(5) * load(sine + n)) * bell;
+    }
+    store(value + n, v);
+    if (slope) store(slope + n, s);
+  }
+}
+
+// The next timestamps with an open gate, up to a block of them, from `from` on: their places, times and gates, filled
+// up with zeros. Returns how many; `from` becomes the place behind the last.
+template <class T, class A>
+static int64_t next_block(const T* t, const T* gate, int64_t& from, int64_t end, int64_t* places, A* time, A* factor) {
+  int64_t count = 0;
+  for (; from < end && count < kTimes; ++from) {
+    const A open = to_float(gate[from]);
+    places[count] = from;
+    time[count] = to_float(t[from]);
+    factor[count] = open;
+    count += open != A(0);
+  }
+  for (int64_t n = count; n < kTimes; ++n) time[n] = factor[n] = 0;
+  return count;
+}
+
+// Timestamps begin to end - 1; `embedding` holds zeros.
+template <TimeBasis kKind, class T, class A>
+static void time_basis_forward_kind(const T* t, const T* gate, const A* rate, const A* shift, const A* weight,
+                                    T* embedding, int64_t features, int64_t functions, int64_t begin, int64_t end) {
+  using V = typename Arithmetic<A>::Type;
+  constexpr int L = Arithmetic<A>::kLanes, kVectors = kTimes / L;
+  int64_t places[kTimes + 1];
+  A time[kTimes + 1], factor[kTimes + 1], value[kTimes];
+  while (begin < end) {
+    const int64_t count = next_block(t, gate, begin, end, places, time, factor);
+    for (int64_t d = 0; d < features; ++d) {
+      V sums[kVectors] = {};
+      for (int64_t j = d * functions; j < (d + 1) * functions; ++j) {
+        basis<kKind>(time, rate[j], shift[j], value, static_cast<A*>(nullptr));
+        for (int64_t k = 0; k < kVectors; ++k) sums[k] = multiply_add(load(value + k * L), V{} + weight[j], sums[k]);
+      }
+      for (int64_t k = 0; k < kVectors; ++k) store(value + k * L, sums[k] * load(factor + k * L));
+      for (int64_t n = 0; n < count; ++n) embedding[places[n] * features + d] = from_float<T>(value[n]);
+    }
+  }
+}
+
+// Sums by lane of the gradients of a function's rate, shift and weight.
+template <class A>
+static int64_t time_basis_lanes() {
+  return 3 * Arithmetic<A>::kLanes;
+}
+
+// Gradients of one chunk of timestamps: d_t and d_gate, which hold zeros, and the chunk's part of the sums: rates,
+// shifts, weights, [features * functions] each. `lanes` is memory of time_basis_lanes for each function.
+template <TimeBasis kKind, class T, class A>
+static void time_basis_backward_kind(const T* d_embedding, const T* t, const T* gate, const A* rate, const A* shift,
+                                     const A* weight, T* d_t, T* d_gate, A* sums, A* lanes, int64_t features,
+                                     int64_t functions, int64_t begin, int64_t end) {
+  using V = typename Arithmetic<A>::Type;
+  constexpr int L = Arithmetic<A>::kLanes, kVectors = kTimes / L;
+  const int64_t all = features * functions;
+  for (int64_t k = 0; k < all * 3 * L; ++k) lanes[k] = 0;
+  int64_t places[kTimes + 1];
+  A time[kTimes + 1], factor[kTimes + 1], value[kTimes], slope[kTimes], grad[kTimes];
+  while (begin < end) {
+    const int64_t count = next_block(t, gate, begin, end, places, time, factor);
+    V d_time[kVectors] = {}, d_factor[kVectors] = {};
+    for (int64_t d = 0; d < features; ++d) {
+      for (int64_t n = 0; n < kTimes; ++n) grad[n] = n < count ? to_float(d_embedding[places[n] * features + d]) : A(0);
+      V sum[kVectors] = {}, d_sum[kVectors] = {};
+      for (int64_t j = d * functions; j < (d + 1) * functions; ++j) {
+        basis<kKind>(time, rate[j], shift[j], value, slope);
+        V d_rate = {}, d_shift = {}, d_weight = {};
+        for (int64_t k = 0; k < kVectors; ++k) {
+          const V gated = load(grad + k * L) * load(factor + k * L), v = load(value + k * L);
+          const V d_argument = gated * weight[j] * load(slope + k * L);
+          sum[k] = multiply_add(v, V{} + weight[j], sum[k]);
+          d_sum[k] = multiply_add(d_argument, V{} + rate[j], d_sum[k]);
+          d_rate = multiply_add(d_argument, load(time + k * L), d_rate);
+          d_shift = d_shift + d_argument;
+          d_weight = multiply_add(gated, v, d_weight);
+        }
+        A* const to = lanes + j * 3 * L;
+        store(to, load(to) + d_rate);
+        store(to + L, load(to + L) + d_shift);
+        store(to + 2 * L, load(to + 2 * L) + d_weight);
+      }
+      for (int64_t k = 0; k < kVectors; ++k) {
+        d_time[k] = d_time[k] + d_sum[k];
+        d_factor[k] = multiply_add(load(grad + k * L), sum[k], d_factor[k]);
+      }
+    }
+    for (int64_t k = 0; k < kVectors; ++k) {
+      store(value + k * L, d_time[k]);
+      store(slope + k * L, d_factor[k]);
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      d_t[places[n]] = from_float<T>(value[n]);
+      d_gate[places[n]] = from_float<T>(slope[n]);
+    }
+  }
+  for (int64_t j = 0; j < all; ++j) {
+    for (int which = 0; which < 3; ++which) {
+      double sum = 0;
+      for (int k = 0; k < L; ++k) sum += lanes[(3 * j + which) * L + k];
+      sums[which * all + j] = sum;
+    }
+  }
+}
+
+// Calls f(kind as a constant).
+template <class F>
+EVKERNELS_INLINE void with_kind(TimeBasis kind, const F& f) {
+  switch (kind) {
+    case TimeBasis::kCosine:
+      return f(std::integral_constant<TimeBasis, TimeBasis::kCosine>{});
+    case TimeBasis::kGaussian:
+      return f(std::integral_constant<TimeBasis, TimeBasis::kGaussian>{});
+    case TimeBasis::kMexicanHat:
+      return f(std::integral_constant<TimeBasis, TimeBasis::kMexicanHat>{});
+    case TimeBasis::kMorlet:
+      return f(std::integral_constant<TimeBasis, TimeBasis::kMorlet>{});
+  }
+}
+
+template <class T, class A>
+static void time_basis_forward(TimeBasis kind, const T* t, const T* gate, const A* rate, const A* shift,
+                               const A* weight, T* embedding, int64_t features, int64_t functions, int64_t begin,
+                               int64_t end) {
+  with_kind(kind, [&](auto k) __attribute__((always_inline)) {
+    time_basis_forward_kind<decltype(k)::value>(t, gate, rate, shift, weight, embedding, features, functions, begin,
+                                                end);
+  });
+}
+
+template <class T, class A>
+static void time_basis_backward(TimeBasis kind, const T* d_embedding, const T* t, const T* gate, const A* rate,
+                                const A* shift, const A* weight, T* d_t, T* d_gate, A* sums, A* lanes, int64_t features,
+                                int64_t functions, int64_t begin, int64_t end) {
+  with_kind(kind, [&](auto k) __attribute__((always_inline)) {
+    time_basis_backward_kind<decltype(k)::value>(d_embedding, t, gate, rate, shift, weight, d_t, d_gate, sums, lanes,
+                                                 features, functions, begin, end);
+  });
+}
