@@ -12,6 +12,7 @@ from evkernels.nn.event_memories import AveragedTimeSurface, TimeOrderedRecentEv
 from evkernels.nn.event_spike_tensor import EventSpikeTensor
 from evkernels.nn.faster_kan import FasterKAN
 from evkernels.nn.histogram import StackedHistogram
+from evkernels.nn.immediate_kan_mammote import ImmediateKANMammote, Mamba
 from evkernels.nn.kan_mammote import ContinuousMambaLayer, KANMammote
 from evkernels.nn.kmote import KMOTE
 from evkernels.nn.normalization import EventNormalization, event_normalization
@@ -46,10 +47,12 @@ __all__ = [
     "EventNormalization",
     "EventSpikeTensor",
     "FasterKAN",
+    "ImmediateKANMammote",
     "KANMammote",
     "LeTE",
     "LearnablePositionEmbedding",
     "LightweightEnhancedConvLSTM",
+    "Mamba",
     "MixedDensityEventStack",
     "PlainLSTM2d",
     "RMSNorm",

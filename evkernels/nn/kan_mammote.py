@@ -17,20 +17,20 @@ def state_space_scan(decay: Tensor, drive: Tensor, readout: Tensor) -> Tensor:
         y[:, k] = (h * readout[:, k]).sum(-1)
 
     Args:
-        decay: Factors of the state [B, L, S].
-        drive: What each step adds to the state [B, L, S].
-        readout: Weights of the state in the output [B, L, S].
+        decay: Factors of the state [B, L, ..., S].
+        drive: What each step adds to the state, of the same shape.
+        readout: Weights of the state in the output, of a shape that broadcasts to it.
 
     Returns:
-        [B, L]. One pass over the steps, each of S numbers per sequence; differentiable. S and L are small here (16 and
-        some 100), so that no parallel form pays.
+        [B, L, ...]. One pass over the steps, each of S numbers per sequence; differentiable. S and L are small here (16
+        and some 100), so that no parallel form pays.
     """
     state, states = torch.zeros_like(drive[:, 0]) if drive.shape[1] else None, []
     for factor, added in zip(decay.unbind(1), drive.unbind(1), strict=True):
         state = torch.addcmul(added, factor, state)
         states.append(state)
     if not states:
-        return drive.new_zeros(drive.shape[:2])
+        return drive.new_zeros(drive.shape[:-1])
     return (torch.stack(states, dim=1) * readout).sum(dim=-1)
 
 
