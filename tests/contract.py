@@ -29,6 +29,8 @@ class OpContract:
     most_frames = 3
     # How many times as far from the exact result as plain PyTorch an op may be.
     times_eager = 2
+    # Settings of torch.set_float32_matmul_precision under which its kernels differ.
+    precisions = ("highest",)
 
     def op(self, *arguments):
         """The function under test, from `evkernels.ops`."""

@@ -27,8 +27,8 @@ LAYERS = [
 ]
 # Stem -> layers that it goes without, and why.
 WITHOUT = {
-    # On a device a step is a library's product and lstm_gates: ops/conv_lstm_1x1_composed.py.
-    "conv_lstm_1x1": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # In CUDA a step is a library's product and lstm_gates: ops/conv_lstm_1x1_composed.py. Triton has kernels.
+    "conv_lstm_1x1": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
     # On a device a step is a library's convolution and the gates: ops/conv_lstm_3x3_composed.py and its neighbour.
     "conv_lstm_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     "conv_gru_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},

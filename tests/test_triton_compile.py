@@ -25,7 +25,7 @@ def compiled(request):
     # Triton warns where a launch leaves the fusion of a * b + c to a default that changes.
     assert "fp_fusion" not in process.stderr.lower()
     kernels = [json.loads(line) for line in process.stdout.splitlines()]
-    assert "lstm_gates_forward_kernel" in {kernel["kernel"] for kernel in kernels}
+    assert {"lstm_gates_forward_kernel", "conv_lstm_1x1_sequence_kernel"} <= {kernel["kernel"] for kernel in kernels}
     return request.param, kernels
 
 
@@ -136,3 +136,14 @@ def test_a_planted_32_bit_product_is_found(tmp_path, offset, is_found):
     process = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert bool(int(process.stdout)) == is_found
+
+
+@pytest.mark.parametrize(("value", "count"), [("0", 1), ("1", 2)])
+def test_tuning_can_be_switched_off(value, count):
+    code = "from evkernels.triton_kernels.conv_lstm_1x1 import conv_lstm_1x1_step_kernel as k\n"
+    code += "print(len(k.configs), k.keys, k.cache_results)"
+    # Not the switch of the interpreter, which never measures.
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "EVKERNELS_TRITON_AUTOTUNE": value}
+    environment["EVKERNELS_BACKEND"] = "reference"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert process.stdout == f"{count} ['inputs', 'channels'] True\n", process.stderr

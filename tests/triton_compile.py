@@ -2,7 +2,8 @@
 
 Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter
 switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
-exactly the arguments it would have been launched with. Prints one line of JSON per compiled kernel, a `Compiled`.
+exactly the arguments it would have been launched with, with every tile that tuning may pick. Prints one line of JSON
+per compiled kernel, a `Compiled`.
 """
 
 import importlib
@@ -165,19 +166,24 @@ def main(architecture: int) -> None:
 
     def compile_instead(kernel, grid):
         def launch(*arguments, **options):
-            result = kernel.warmup(*arguments, grid=(1,), **options)
-            if result.hash not in compiled:
-                compiled[result.hash] = Compiled(
-                    result.metadata.name,
-                    **now,
-                    threads=32 * result.metadata.num_warps,
-                    **dict(zip(("registers", "spilled"), resources(result, architecture), strict=True)),
-                    shared=result.metadata.shared,
-                    widest=widest_access(result.asm["ptx"]),
-                    matrix=matrix_instruction(result.asm["ptx"]),
-                    narrow=narrow_products(result.asm["ttir"]),
-                )
-                print(json.dumps(asdict(compiled[result.hash])))
+            tiles = [config.all_kwargs() for config in kernel.configs] if hasattr(kernel, "configs") else [{}]
+            # Sizes that are none of a network's need not be tried with every tile.
+            tiles = tiles if now["typical"] else tiles[:1]
+            function = kernel.fn if hasattr(kernel, "configs") else kernel
+            for tile in tiles:
+                result = function.warmup(*arguments, grid=(1,), **options, **tile)
+                if result.hash not in compiled:
+                    compiled[result.hash] = Compiled(
+                        result.metadata.name,
+                        **now,
+                        threads=32 * result.metadata.num_warps,
+                        **dict(zip(("registers", "spilled"), resources(result, architecture), strict=True)),
+                        shared=result.metadata.shared,
+                        widest=widest_access(result.asm["ptx"]),
+                        matrix=matrix_instruction(result.asm["ptx"]),
+                        narrow=narrow_products(result.asm["ttir"]),
+                    )
+                    print(json.dumps(asdict(compiled[result.hash])))
 
         return launch
 
@@ -187,8 +193,11 @@ def main(architecture: int) -> None:
         for dtype in dtypes:
             for layout in [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]:
                 now.update(dtype=str(dtype).removeprefix("torch."), typical=True)
-                for arguments in contract.typical(dtype, layout):
-                    compile_calls(contract, arguments)
+                for precision in contract.precisions if dtype == torch.float32 else ("highest",):
+                    torch.set_float32_matmul_precision(precision)
+                    for arguments in contract.typical(dtype, layout):
+                        compile_calls(contract, arguments)
+                torch.set_float32_matmul_precision("highest")
                 # An odd size, and sizes of 1, which Triton compiles in as constants.
                 now.update(typical=False)
                 for arguments in contract.samples(dtype, layout, large=False)[:2] if dtype == dtypes[0] else ():

@@ -5,6 +5,8 @@ tensors.
 """
 
 from evkernels.triton_kernels.contrastive_loss import contrastive_loss, contrastive_loss_backward
+from evkernels.triton_kernels.conv_lstm_1x1 import conv_lstm_1x1
+from evkernels.triton_kernels.conv_lstm_1x1_backward import conv_lstm_1x1_backward
 from evkernels.triton_kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from evkernels.triton_kernels.event_histogram import event_histogram
 from evkernels.triton_kernels.gru_gates import (
@@ -23,6 +25,8 @@ from evkernels.triton_kernels.voxel_grid import voxel_grid
 __all__ = [
     "contrastive_loss",
     "contrastive_loss_backward",
+    "conv_lstm_1x1",
+    "conv_lstm_1x1_backward",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "event_histogram",
