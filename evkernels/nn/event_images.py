@@ -7,23 +7,19 @@ are a few passes over an image. `MixedDensityEventStack` alone counts in plain P
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.nn import event_input
+from evkernels.nn.event_representation import EventRepresentation
 from evkernels.reference.event_histogram import window_of_event, window_times
 from evkernels.reference.time_surface import NEVER
-
-if TYPE_CHECKING:
-    from evkernels.nn.event_input import EventInput
 
 Colour = tuple[int, int, int]
 
 
-class EventImage(nn.Module):
+class EventImage(EventRepresentation):
     """Colour image in which the last event of a pixel wins; EventGPT's picture of an event window.
 
     Args:
@@ -36,6 +32,9 @@ class EventImage(nn.Module):
     Of two events of a pixel at the same time the ON event wins, whatever their order; EventGPT takes the later one in
     its arrays, and cuts the image to the largest coordinates. Events out of range are dropped, times need not be
     sorted. No parameters, no gradients.
+
+    Returns:
+        uint8 [height, width, 3], or [B, height, width, 3] with `offsets` or EventBatch.
     """
 
     def __init__(
@@ -46,33 +45,10 @@ class EventImage(nn.Module):
         off: Colour = (0, 0, 255),
         background: Colour = (255, 255, 255),
     ):
-        super().__init__()
-        self.height = height
-        self.width = width
+        super().__init__(height, width)
         self.register_buffer("palette", torch.tensor([background, off, on], dtype=torch.uint8), persistent=False)
 
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The image of one window, or of each window of a batch.
-
-        Args:
-            x: Columns [E], any integer dtype; or, with nothing else, `evkernels.events.Events`, `EventBatch` or a
-                structured NumPy array with fields x, y, t, p.
-            y: Rows [E], any integer dtype.
-            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
-            time: Timestamps [E], int64 or int32, in any order.
-            offsets: Cuts a batch of windows out of the events, int64 [B + 1].
-
-        Returns:
-            uint8 [height, width, 3], or [B, height, width, 3] with `offsets` or EventBatch.
-        """
-        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
         last = ops.time_surface(x, y, t, p, height=self.height, width=self.width, offsets=offsets)
         off, on = last.unbind(-3)
         # In bytes as long as possible, and not by indexing: 1 ms instead of 5 at 640x480.
@@ -84,7 +60,7 @@ class EventImage(nn.Module):
         return f"height={self.height}, width={self.width}, on={on}, off={off}, background={background}"
 
 
-class EventCountImage(nn.Module):
+class EventCountImage(EventRepresentation):
     """Counts and last times of both polarities: EV-FlowNet's four channels.
 
     Args:
@@ -93,32 +69,14 @@ class EventCountImage(nn.Module):
 
     Events out of range are dropped, times need not be sorted. No parameters, no gradients. The paper's convention:
     Zhu et al. 2018 (arXiv:1802.06898), section III-A.
+
+    Returns:
+        float32 [4, height, width], or [B, 4, height, width] with `offsets`: number of ON and of OFF events, up to
+        2**24, time of the last ON and of the last OFF event, 0 for the first event of the window to 1 for the
+        last, those out of range included. Zeros where no event came.
     """
 
-    def __init__(self, height: int, width: int):
-        super().__init__()
-        self.height = height
-        self.width = width
-
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The image of one window, or of each window of a batch.
-
-        Args:
-            x, y, pol, time, offsets: As for `EventImage.forward`.
-
-        Returns:
-            float32 [4, height, width], or [B, 4, height, width] with `offsets`: number of ON and of OFF events, up to
-            2**24, time of the last ON and of the last OFF event, 0 for the first event of the window to 1 for the
-            last, those out of range included. Zeros where no event came.
-        """
-        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
         arguments = {"height": self.height, "width": self.width, "offsets": offsets}
         counts = ops.event_histogram(x, y, t, p, bins=1, dtype=torch.float32, **arguments)
         last = ops.time_surface(x, y, t, p, **arguments)
@@ -128,11 +86,8 @@ class EventCountImage(nn.Module):
         times = torch.where(last == NEVER, 0.0, since)
         return torch.cat([counts.flip(-3), times.flip(-3)], dim=-3)
 
-    def extra_repr(self) -> str:
-        return f"height={self.height}, width={self.width}"
 
-
-class BinaRep(nn.Module):
+class BinaRep(EventRepresentation):
     """Bina-Rep: `bits` binary frames of consecutive times read as one number, the first as its most significant bit.
 
     Args:
@@ -143,35 +98,22 @@ class BinaRep(nn.Module):
 
     Events out of range are dropped, times need not be sorted. No parameters, no gradients. Source: Barchid et al. 2022
     (arXiv:2203.09991); the time bins are those of `evkernels.ops.event_histogram`.
+
+    Returns:
+        float32 [frames, 2, height, width] in 0 to 1, OFF before ON, or [B, frames, 2, height, width] with
+        `offsets`.
     """
 
+    shown = ("bits", "height", "width", "frames")
+
     def __init__(self, bits: int, height: int, width: int, frames: int = 1):
-        super().__init__()
+        super().__init__(height, width)
         if not 1 <= bits <= 24:
             raise ValueError(f"bits must be in [1, 24], got {bits}")
         self.bits = bits
-        self.height = height
-        self.width = width
         self.frames = frames
 
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The frames of one window, or of each window of a batch.
-
-        Args:
-            x, y, pol, time, offsets: As for `EventImage.forward`.
-
-        Returns:
-            float32 [frames, 2, height, width] in 0 to 1, OFF before ON, or [B, frames, 2, height, width] with
-            `offsets`.
-        """
-        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
         bins = self.frames * self.bits
         binary = ops.event_histogram(
             x, y, t, p, bins=bins, height=self.height, width=self.width, count_cutoff=1, offsets=offsets
@@ -182,11 +124,8 @@ class BinaRep(nn.Module):
             number = 2 * number + plane
         return (number.float() / (2**self.bits - 1)).transpose(-4, -3)
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}, height={self.height}, width={self.width}, frames={self.frames}"
 
-
-class MixedDensityEventStack(nn.Module):
+class MixedDensityEventStack(EventRepresentation):
     """Sums of polarities over the whole window, its first half, its first quarter, ...; drop-in for RVT's class.
 
     Args:
@@ -200,53 +139,41 @@ class MixedDensityEventStack(nn.Module):
     RVT sums in int8 and wraps beyond 127, and raises an IndexError from 33 bins on; here sums are exact, then
     limited, and the newest event stays in the last bin. Events out of range are dropped, times need not be sorted. No
     parameters, no gradients.
+
+    Returns:
+        int8 [bins, height, width], or [B, bins, height, width] with `offsets`.
     """
+
+    shown = ("bins", "height", "width", "count_cutoff")
 
     def __init__(
         self, bins: int, height: int, width: int, count_cutoff: int | None = None, allow_compilation: bool = False
     ):
-        super().__init__()
+        super().__init__(height, width)
         if bins < 1 or (count_cutoff is not None and count_cutoff < 1):
             raise ValueError(f"bins and count_cutoff must be at least 1, got {bins} and {count_cutoff}")
         self.bins = bins
-        self.height = height
-        self.width = width
         self.count_cutoff = 127 if count_cutoff is None else min(count_cutoff, 127)
         self.allow_compilation = allow_compilation
 
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The stack of one window, or of each window of a batch.
-
-        Args:
-            x, y, pol, time, offsets: As for `EventImage.forward`.
-
-        Returns:
-            int8 [bins, height, width], or [B, bins, height, width] with `offsets`.
-        """
-        x, y, time, pol, offsets = event_input.columns(x, y, pol, time, offsets)
-        x, y, pol, time = (column.to(torch.int64) for column in (x, y, pol, time))
-        window = window_of_event(time, offsets)
-        first, last = _window_times(time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
+        x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
+        window = window_of_event(t, offsets)
+        first, last = _window_times(t, offsets)
         # RVT's float32 operations in its order: they decide which bin an event on a border falls into.
-        share = (time - first[window]).float() / (last - first).clamp(min=1)[window].float()
+        share = (t - first[window]).float() / (last - first).clamp(min=1)[window].float()
         age = torch.log(share.clamp(1e-6, 1 - 1e-6)) / math.log(1 / 2)
         time_bin = (self.bins - age).clamp(min=0).floor().clamp(max=self.bins - 1).long()
 
         shape = (self.bins, self.height, self.width)
         shape = shape if offsets is None else (offsets.shape[0] - 1, *shape)
         cells = torch.Size(shape).numel()
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height) & (pol >= -1) & (pol <= 1)
         cell = ((window * self.bins + time_bin) * self.height + y) * self.width + x
         # Dropped events go into one cell too many.
         sums = torch.zeros(cells + 1, dtype=torch.int32, device=x.device)
-        sums.scatter_add_(0, torch.where(inside, cell, cells), torch.where(pol > 0, 1, -1).to(torch.int32))
+        sums.scatter_add_(
+            0, torch.where(self.contains(x, y, p), cell, cells), torch.where(p > 0, 1, -1).to(torch.int32)
+        )
         stack = sums[:cells].view(shape).cumsum(-3)
         return stack.clamp(-self.count_cutoff, self.count_cutoff).to(torch.int8)
 
@@ -262,9 +189,6 @@ class MixedDensityEventStack(nn.Module):
     def get_torch_dtype() -> torch.dtype:
         """Dtype of the stack."""
         return torch.int8
-
-    def extra_repr(self) -> str:
-        return f"bins={self.bins}, height={self.height}, width={self.width}, count_cutoff={self.count_cutoff}"
 
 
 def _window_times(t: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from evkernels import ops
 from evkernels.nn import event_input
+from evkernels.nn.event_representation import EventRepresentation
 from evkernels.reference.event_histogram import window_of_event, window_times
 
 if TYPE_CHECKING:
     from evkernels.nn.event_input import EventInput
 
 
-class TimeOrderedRecentEvents(nn.Module):
+class TimeOrderedRecentEvents(EventRepresentation):
     """TORE volume: at every pixel the logarithms of the ages of the latest events of each polarity.
 
     Args:
@@ -35,13 +36,13 @@ class TimeOrderedRecentEvents(nn.Module):
     gradients. Source: Baldwin et al. 2023 (arXiv:2103.06108), eq. 4; its implementations differ in `max_time`.
     """
 
+    shown = ("height", "width", "events", "min_time", "max_time")
+
     def __init__(self, height: int, width: int, events: int = 4, min_time: float = 150.0, max_time: float = 5e6):
-        super().__init__()
+        super().__init__(height, width)
         if events < 1 or not 0 <= min_time < max_time:
             given = f"{events}, {min_time} and {max_time}"
             raise ValueError(f"events must be at least 1 and 0 <= min_time < max_time, got {given}")
-        self.height = height
-        self.width = width
         self.events = events
         self.min_time = min_time
         self.max_time = max_time
@@ -58,12 +59,7 @@ class TimeOrderedRecentEvents(nn.Module):
         """The volume of one window, or of each window of a batch.
 
         Args:
-            x: Columns [E], any integer dtype; or, with nothing else but `at`, `evkernels.events.Events`, `EventBatch`
-                or a structured NumPy array with fields x, y, t, p.
-            y: Rows [E], any integer dtype.
-            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
-            time: Timestamps [E], int64 or int32, in any order.
-            offsets: Cuts a batch of windows out of the events, int64 [B + 1].
+            x, y, pol, time, offsets: As for `EventImage.forward`.
             at: Time from which ages count, an int or int64 [B]; None: each window's latest time, events out of range
                 included. Events after it have age 0.
 
@@ -92,12 +88,8 @@ class TimeOrderedRecentEvents(nn.Module):
         volume = (torch.log1p(age) - math.log1p(self.min_time)).clamp(min=0).flatten(1, 2)
         return volume[0] if offsets is None else volume
 
-    def extra_repr(self) -> str:
-        names = ("height", "width", "events", "min_time", "max_time")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
-
-class AveragedTimeSurface(nn.Module):
+class AveragedTimeSurface(EventRepresentation):
     """HATS: for each square cell of pixels the average, over its events, of what came around them before.
 
     Args:
@@ -112,19 +104,26 @@ class AveragedTimeSurface(nn.Module):
     of range are dropped, times need not be sorted. The work grows with the pairs of events of a cell that lie within
     `time_window`; memory does not. No parameters, no gradients. Source: Sironi et al. 2018 (arXiv:1803.07913), eq. 4
     to 6; tonic's `to_averaged_timesurface`, whose float32 times this does not share.
+
+    Returns:
+        float32 [cells, 2, surface_size, surface_size], or [B, cells, 2, surface_size, surface_size] with `offsets`
+        or EventBatch: cells row by row, OFF before ON. Zeros where no event came.
+
+    Raises:
+        ValueError: if cells times duration exceed 2**63.
     """
+
+    shown = ("height", "width", "cell_size", "surface_size", "time_window", "tau")
 
     def __init__(
         self, height: int, width: int, cell_size: int = 10, surface_size: int = 7, time_window: int = 100_000,
         tau: float = 1e6,
     ):  # fmt: skip
-        super().__init__()
+        super().__init__(height, width)
         if surface_size % 2 == 0 or not 1 <= surface_size <= cell_size:
             raise ValueError(f"surface_size must be odd and at most cell_size = {cell_size}, got {surface_size}")
         if time_window < 0 or tau <= 0:
             raise ValueError(f"time_window must be at least 0 and tau positive, got {time_window} and {tau}")
-        self.height = height
-        self.width = width
         self.cell_size = cell_size
         self.surface_size = surface_size
         self.time_window = time_window
@@ -135,33 +134,12 @@ class AveragedTimeSurface(nn.Module):
         """Rows and columns of cells; the last ones may hold fewer pixels."""
         return -(-self.height // self.cell_size), -(-self.width // self.cell_size)
 
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The surfaces of one window, or of each window of a batch.
-
-        Args:
-            x, y, pol, time, offsets: As for `TimeOrderedRecentEvents.forward`.
-
-        Returns:
-            float32 [cells, 2, surface_size, surface_size], or [B, cells, 2, surface_size, surface_size] with `offsets`
-            or EventBatch: cells row by row, OFF before ON. Zeros where no event came.
-
-        Raises:
-            ValueError: if cells times duration exceed 2**63.
-        """
-        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
         windows = 1 if offsets is None else offsets.shape[0] - 1
         x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
         window = window_of_event(t, offsets)
         order = _by_time(t, window)
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height) & (p >= -1) & (p <= 1)
-        order = order[inside[order]]
+        order = order[self.contains(x, y, p)[order]]
         x, y, t, p, window = (column[order] for column in (x, y, t, p, window))
         rows, columns = self.grid
         group = ((window * rows + y // self.cell_size) * columns + x // self.cell_size) * 2 + (p > 0)
@@ -204,10 +182,6 @@ class AveragedTimeSurface(nn.Module):
             left = torch.exp(-(t[later] - t[earlier]).float() / self.tau)
             sums.index_add_(0, ((group[later] * size + dy) * size + dx)[seen], left[seen])
             begin = end
-
-    def extra_repr(self) -> str:
-        names = ("height", "width", "cell_size", "surface_size", "time_window", "tau")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def _indexable(column: Tensor) -> Tensor:

@@ -12,16 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from evkernels.nn import event_input
+from evkernels.nn.event_representation import EventRepresentation
 from evkernels.reference.event_histogram import window_of_event, window_times
-
-if TYPE_CHECKING:
-    from evkernels.nn.event_input import EventInput
 
 SLOPE = 0.1
 # Pieces shorter than this are level: what a line over them would change is below the rounding of float32.
@@ -114,7 +110,7 @@ class ValueLayer(nn.Module):
                 outgoing = torch.tensor([1.0, -1.0]) / (1 + SLOPE)
 
 
-class EventSpikeTensor(nn.Module):
+class EventSpikeTensor(EventRepresentation):
     """EST: every event adds its time, weighted by a learnt function of the distance in time, to every bin of its pixel.
 
     Args:
@@ -129,38 +125,20 @@ class EventSpikeTensor(nn.Module):
     for the first and last time; times need not be sorted. Differentiable with respect to the parameters, whose names
     are those of the published `QuantizationLayer`.
     Source: Gehrig et al. 2019 (arXiv:1904.08245), eq. 5 and section 3.3.
+
+    Returns:
+        [2 * bins, height, width], or [B, 2 * bins, height, width] with `offsets` or EventBatch, in the dtype of the
+        parameters: the bins of OFF events first.
     """
 
+    shown = ("bins", "height", "width")
+
     def __init__(self, bins: int, height: int, width: int, hidden: Sequence[int] = (30, 30)):
-        super().__init__()
+        super().__init__(height, width)
         self.bins = bins
-        self.height = height
-        self.width = width
         self.value_layer = ValueLayer(hidden, bins)
 
-    def forward(
-        self,
-        x: EventInput,
-        y: Tensor | None = None,
-        pol: Tensor | None = None,
-        time: Tensor | None = None,
-        offsets: Tensor | None = None,
-    ) -> Tensor:
-        """The tensor of one window, or of each window of a batch.
-
-        Args:
-            x: Columns [E], any integer dtype; or, with nothing else, `evkernels.events.Events`, `EventBatch` or a
-                structured NumPy array with fields x, y, t, p.
-            y: Rows [E], any integer dtype.
-            pol: Polarities [E]: 1 is ON, 0 and -1 are OFF.
-            time: Timestamps [E], int64 or int32, in any order.
-            offsets: Cuts a batch of windows out of the events, int64 [B + 1].
-
-        Returns:
-            [2 * bins, height, width], or [B, 2 * bins, height, width] with `offsets` or EventBatch, in the dtype of the
-            parameters: the bins of OFF events first.
-        """
-        x, y, t, p, offsets = event_input.columns(x, y, pol, time, offsets)
+    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
         x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
         windows = 1 if offsets is None else offsets.shape[0] - 1
         window = window_of_event(t, offsets)
@@ -173,12 +151,11 @@ class EventSpikeTensor(nn.Module):
         value = time[:, None] * self._shares(time[:, None] - places)
 
         plane = self.height * self.width
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height) & (p >= -1) & (p <= 1)
         cell = (2 * window + (p > 0)) * self.bins * plane + y * self.width + x
         cell = cell[:, None] + torch.arange(self.bins, device=t.device) * plane
         cells = windows * 2 * self.bins * plane
         # Dropped events go into one cell too many.
-        cell = torch.where(inside[:, None], cell, cells)
+        cell = torch.where(self.contains(x, y, p)[:, None], cell, cells)
         grid = value.new_zeros(cells + 1).index_add(0, cell.flatten(), value.flatten())[:cells]
         shape = (2 * self.bins, self.height, self.width)
         return grid.view(shape if offsets is None else (windows, *shape))
@@ -191,9 +168,6 @@ class EventSpikeTensor(nn.Module):
         lines = (parameter.to(distance.dtype).index_select(0, piece) for parameter in (at_zero, slope))
         value, steepness = (parameter.view(distance.shape) for parameter in lines)
         return value + steepness * distance
-
-    def extra_repr(self) -> str:
-        return f"bins={self.bins}, height={self.height}, width={self.width}"
 
 
 def _inner_points(edges: Tensor) -> tuple[Tensor, Tensor]:
