@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evkernels import ops
-from evkernels.nn import TimeSurface
+from evkernels.nn import BinaRep, TimeSurface
 
 HEIGHT, WIDTH, BINS = 11, 13, 5
 
@@ -42,6 +42,29 @@ def test_tonic_frame_is_the_count_image():
     expected = functional.to_frame_numpy(structured(), (WIDTH, HEIGHT, 2), n_event_bins=1)[0]
     actual = ops.event_histogram(*tensors(), bins=1, height=HEIGHT, width=WIDTH, dtype=torch.int16)
     assert torch.equal(actual, torch.from_numpy(expected))
+
+
+def test_tonic_time_surfaces():
+    """Its surface goes on from slice to slice, each without its end; the last event is in none."""
+    functional = pytest.importorskip("tonic.functional", reason="tonic is not installed")
+    expected = functional.to_timesurface_numpy(structured(), (WIDTH, HEIGHT, 2), dt=5000, tau=3000.0)
+    x, y, t, p = tensors()
+    assert len(expected) == 4
+    for number, surface in enumerate(expected, start=1):
+        before = t < 5000 * number
+        columns = x[before], y[before], p[before], t[before]
+        actual = TimeSurface(HEIGHT, WIDTH, tau=3000.0)(*columns, at=5000 * number)
+        torch.testing.assert_close(actual, torch.from_numpy(surface).float(), rtol=1e-6, atol=1e-7)
+
+
+def test_tonic_bina_rep():
+    functional = pytest.importorskip("tonic.functional", reason="tonic is not installed")
+    x, y, t, p = (column[::7] for column in tensors())
+    counts = ops.event_histogram(x, y, t, p, bins=2 * 8, height=HEIGHT, width=WIDTH)
+    frames = counts.view(2, 2 * 8, HEIGHT, WIDTH).transpose(0, 1).numpy()
+    expected = functional.to_bina_rep_numpy(frames, n_frames=2, n_bits=8)
+    actual = BinaRep(8, HEIGHT, WIDTH, frames=2)(x, y, p, t)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-6, atol=0)
 
 
 def test_evio_voxel_grid_is_e2vids():
@@ -82,14 +105,3 @@ def test_evlib_stacked_histogram():
     given = {"bins": BINS, "height": HEIGHT, "width": WIDTH, "count_cutoff": 3}
     actual = ops.event_histogram(*(torch.from_numpy(column) for column in (x, y, t, p)), **given)
     assert torch.equal(actual, torch.from_numpy(expected))
-
-
-@pytest.mark.parametrize("wide", [torch.int32, torch.float32])
-def test_counts_beyond_24_bits(wide):
-    """Where adding 1 to a float32 stops; float32 counters stop there on purpose."""
-    count = 2**24 + 3
-    zeros = torch.zeros(1, dtype=torch.uint8).expand(count)
-    histogram = ops.event_histogram(
-        zeros, zeros, torch.arange(count, dtype=torch.int32), zeros, bins=1, height=1, width=1, dtype=wide
-    )
-    assert histogram.flatten().tolist() == [min(count, 2**24 if wide == torch.float32 else count), 0]
