@@ -6,6 +6,9 @@
 
 #include "common/event_cells.inl"
 
+// Long blocks, because each column's type is looked at per block and what is ahead of its end is not prefetched.
+constexpr int64_t kLongBlock = 8 * kBlock;
+
 static int64_t size_of(IntType type) {
   switch (type) {
     case IntType::kInt8:
@@ -77,9 +80,8 @@ static bool is_block_within(const PacketColumn& column, int64_t first, int64_t c
 }
 
 // Whether no event is outside the sensor or has another polarity than -1, 0 or 1. In blocks, so that structures are
-// fetched once for all of their fields, and long ones, because each column's type is looked at per block.
+// fetched once for all of their fields.
 static bool is_inside(EventPacket packet, EventPlanes planes) {
-  constexpr int64_t kLongBlock = 8 * kBlock;
   for (int64_t event = 0; event < packet.count; event += kLongBlock) {
     const int64_t count = packet.count - event < kLongBlock ? packet.count - event : kLongBlock;
     if (!is_block_within(packet.x, event, count, 0, planes.width) ||
@@ -128,12 +130,12 @@ static int64_t select_inside(const EventColumns& events, int64_t count, int64_t*
 
 // Adds a packet, leaving out events outside the sensor; returns how many those are.
 static int64_t add_events(EventPacket packet, EventPlanes planes) {
-  int64_t x[kBlock], y[kBlock], t[kBlock] = {}, p[kBlock], cell[kBlock + kAhead] = {};
+  int64_t x[kLongBlock], y[kLongBlock], t[kLongBlock] = {}, p[kLongBlock], cell[kLongBlock + kAhead] = {};
   const int64_t plane = planes.height * planes.width, on = (planes.polarities - 1) * plane;
   const PixelMap map{planes.height, planes.width, nullptr, nullptr};
   int64_t dropped = 0;
-  for (int64_t event = 0; event < packet.count; event += kBlock) {
-    int64_t count = packet.count - event < kBlock ? packet.count - event : kBlock;
+  for (int64_t event = 0; event < packet.count; event += kLongBlock) {
+    int64_t count = packet.count - event < kLongBlock ? packet.count - event : kLongBlock;
     EventColumns events{contiguous(packet.x, event, count, x),
                         contiguous(packet.y, event, count, y),
                         planes.times ? contiguous(packet.t, event, count, t) : t,
@@ -142,7 +144,11 @@ static int64_t add_events(EventPacket packet, EventPlanes planes) {
                         packet.y.type,
                         packet.t.type,
                         packet.p.type};
-    const int64_t outside = read_cells(events, map, plane, on, 0, count, cell).out_of_range;
+    int64_t outside = 0;
+    for (int64_t k = 0; k < count; k += kBlock) {
+      const int64_t size = count - k < kBlock ? count - k : kBlock;
+      outside += read_cells(events, map, plane, on, k, size, cell + k).out_of_range;
+    }
     if (outside) {
       dropped += outside;
       count = select_inside(events, count, cell, x);
