@@ -15,7 +15,7 @@ _COMMANDS = {
     "compare-time-embeddings": ("evkernels.compare_time_embeddings", "train LSTMs that differ in their time embedding"),
     "reconstruct": ("evkernels.reconstruct", "make a video from a recording's events"),
     "align": ("evkernels.alignment.command", "align event features to those of images, and evaluate it"),
-    "train": ("evkernels.train", "train RVT's detector on preprocessed recordings"),
+    "train": ("evkernels.train", "train RVT's detector or EfficientConvLSTM on preprocessed recordings"),
 }
 
 

@@ -17,30 +17,40 @@ from moving_shapes import save_recordings
 
 from evkernels.__main__ import main
 from evkernels.data import RandomSequences, StreamingSequences, collate
+from evkernels.train.detection import targets_of
 from evkernels.train.evaluation import AveragePrecision
 from evkernels.train.settings import load
-from evkernels.train.trainer import Trainer, _rate, targets_of
+from evkernels.train.trainer import Trainer, _rate
+
+
+def save_tree(folder, bins):
+    """Recordings for training and validation, with boxes."""
+    for name, count, seed in (("train", 3, 1), ("val", 1, 2)):
+        save_recordings(folder / "raw" / name, count, 6, seed)
+        run = ["preprocess", str(folder / "raw" / name), str(folder / name), "--bins", str(bins)]
+        assert main(run) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    for name, count, seed in (("train", 3, 1), ("val", 1, 2)):
-        save_recordings(folder / "raw" / name, count, 6, seed)
-        run = ["preprocess", str(folder / "raw" / name), str(folder / name), "--bins", "2"]
-        assert main(run) == 0
-    return folder
+    return save_tree(tmp_path_factory.mktemp("shapes"), bins=2)
+
+
+DETECTOR = """
+num_classes: 2
+model: {size: tiny, embed_dim: 16, attention: {dim_head: 16}, partition_split_32: 1}
+"""
 
 
 @pytest.fixture
 def config(tree, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
-        f"""
+        DETECTOR
+        + f"""
 train: {tree}/train
 validate: {tree}/val
-num_classes: 2
-model: {{size: tiny, embed_dim: 16, attention: {{dim_head: 16}}, partition_split_32: 1}}
 steps: 6
 batch_size: 2
 length: 3
@@ -60,7 +70,7 @@ def rows(path):
 
 def train(config, out, *changes, resume=False) -> int:
     options = [part for change in changes for part in ("--set", change)]
-    return main(["train", str(config), "--out", str(out), *options, *["--resume"] * resume])
+    return main(["train", "rvt", str(config), "--out", str(out), *options, *["--resume"] * resume])
 
 
 def test_trains_and_leaves_logs_and_checkpoints(config, tmp_path):
@@ -80,7 +90,7 @@ def test_trains_and_leaves_logs_and_checkpoints(config, tmp_path):
 def test_a_resumed_run_has_the_same_bits(config, tmp_path, sampling):
     change = f"sampling={sampling}"
     assert train(config, tmp_path / "whole", change) == 0
-    settings = load(config, [change])
+    settings = load("rvt", config, [change])
     trainer = Trainer(settings, torch.device("cpu"))
     (tmp_path / "parts").mkdir()
     for _, batch in zip(range(3), trainer.batches(), strict=False):
@@ -103,7 +113,7 @@ def test_the_rate_rises_and_falls():
 
 
 def test_repeating_a_batch_lowers_the_loss(config):
-    trainer = Trainer(load(config, ["steps=20", "sampling=random", "learning_rate=0.005"]), torch.device("cpu"))
+    trainer = Trainer(load("rvt", config, ["steps=20", "sampling=random", "learning_rate=0.005"]), torch.device("cpu"))
     batch = next(trainer.batches())
     losses = [trainer.train_step(batch)["loss"] for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
@@ -111,13 +121,13 @@ def test_repeating_a_batch_lowers_the_loss(config):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision(config, precision):
-    trainer = Trainer(load(config, [f"precision={precision}"]), torch.device("cpu"))
+    trainer = Trainer(load("rvt", config, [f"precision={precision}"]), torch.device("cpu"))
     assert np.isfinite(trainer.train_step(next(trainer.batches()))["loss"])
     assert 0 <= trainer.validate()["AP"] <= 1
 
 
 def test_batches_without_labels_carry_the_state_alone(config):
-    trainer = Trainer(load(config, []), torch.device("cpu"))
+    trainer = Trainer(load("rvt", config, []), torch.device("cpu"))
     batch = next(trainer.batches())
     none = torch.zeros_like(batch.labelled)
     unlabelled = replace(batch, labelled=none, boxes=batch.boxes[:0], box_frames=batch.box_frames[:0])
@@ -181,7 +191,7 @@ def test_an_earlier_run_is_not_written_over(config, tmp_path, capsys):
     assert "--resume goes on from it" in capsys.readouterr().err
     assert train(config, tmp_path / "run", resume=True) == 2
     assert "expected a checkpoint" in capsys.readouterr().err
-    trainer = Trainer(load(config, ["steps=7"]), torch.device("cpu"))
+    trainer = Trainer(load("rvt", config, ["steps=7"]), torch.device("cpu"))
     trainer.save(tmp_path / "run" / "last.ckpt")
     assert train(config, tmp_path / "run", resume=True) == 2
     assert "got another steps" in capsys.readouterr().err

@@ -22,6 +22,7 @@ class SequenceBatch:
         labelled: bool [T, N]: the frame was looked at for boxes.
         boxes: float32 [L, 6]: left, top, width, height in pixels of the frame, class, confidence.
         box_frames: Step and sample of each box, int64 [L, 2], in order of step, then sample.
+        targets: Maps [T, N, H, W], float32 and NaN for padding, where the data set was asked for them.
     """
 
     frames: Tensor
@@ -31,6 +32,7 @@ class SequenceBatch:
     labelled: Tensor
     boxes: Tensor
     box_frames: Tensor
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of sequences."""
@@ -55,7 +57,8 @@ class SequenceBatch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
-        return SequenceBatch(*(change(getattr(self, field.name)) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return SequenceBatch(*(None if value is None else change(value) for value in values))
 
 
 def collate(samples: Sequence[SequenceBatch]) -> SequenceBatch:
@@ -80,4 +83,6 @@ def collate(samples: Sequence[SequenceBatch]) -> SequenceBatch:
         first += len(sample)
     boxes, box_frames = torch.cat([sample.boxes for sample in samples]), torch.cat(moved)
     order = torch.argsort(box_frames[:, 0] * first + box_frames[:, 1], stable=True)
-    return SequenceBatch(frames, reset, padding, times, labelled, boxes[order], box_frames[order])
+    targets = [sample.targets for sample in samples]
+    targets = None if None in targets else torch.cat(targets, dim=1)
+    return SequenceBatch(frames, reset, padding, times, labelled, boxes[order], box_frames[order], targets)

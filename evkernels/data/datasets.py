@@ -38,7 +38,7 @@ class RandomSequences(Dataset):
         root: Folder of preprocessed recordings.
         length: Frames per sequence, T.
         every: Begin a sequence every so many frames. None: end one at each labelled frame, where so many are before it.
-        representation, downsample: Which frames, see `PreprocessedRecording`.
+        representation, downsample, targets: Which frames and maps, see `PreprocessedRecording`.
 
     Items are `SequenceBatch` of one sequence.
 
@@ -53,10 +53,11 @@ class RandomSequences(Dataset):
         every: int | None = None,
         representation: str | None = None,
         downsample: int = 1,
+        targets: str | None = None,
     ):
         _check_positive(length=length, every=1 if every is None else every)
         self.length = length
-        self.recordings = find(root, representation, downsample)
+        self.recordings = find(root, representation, downsample, targets)
         self._begins = [_begins(recording, length, every) for recording in self.recordings]
         self._first = np.cumsum([0, *map(len, self._begins)])
         if len(self) == 0:
@@ -92,7 +93,7 @@ class StreamingSequences(Dataset):
         seed: Of the orders.
         shard: (k, n): the k-th of n equal parts of n * batch_size streams, for n processes that train together; all
             parts have as many batches.
-        representation, downsample: Which frames, see `PreprocessedRecording`.
+        representation, downsample, targets: Which frames and maps, see `PreprocessedRecording`.
 
     Items are `SequenceBatch`, to be taken in order.
 
@@ -110,13 +111,14 @@ class StreamingSequences(Dataset):
         shard: tuple[int, int] = (0, 1),
         representation: str | None = None,
         downsample: int = 1,
+        targets: str | None = None,
     ):
         _check_positive(length=length, batch_size=batch_size)
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n, got {shard}")
         self.length, self.batch_size, self.shard = length, batch_size, shard
         self.shuffle, self.seed = shuffle, seed
-        self.recordings = find(root, representation, downsample)
+        self.recordings = find(root, representation, downsample, targets)
         # Shared, so that workers that live on see another epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._planned: tuple[int, list[list[_Piece]]] = (-1, [])
@@ -157,6 +159,7 @@ def _read(pieces: list[_Piece], length: int, like: PreprocessedRecording) -> Seq
     frames = np.zeros((*steps, *like.shape), like.dtype)
     reset, padding, labelled = np.zeros(steps, bool), np.ones(steps, bool), np.zeros(steps, bool)
     times = np.zeros(steps, np.int64)
+    targets = None if like.targets is None else np.full((*steps, *like.shape[1:]), np.nan, np.float32)
     boxes, owners = [np.zeros((0, 6), np.float32)], [np.zeros((0, 2), np.int64)]
     for sample, piece in enumerate(pieces):
         reset[0, sample] = piece.is_first
@@ -165,6 +168,8 @@ def _read(pieces: list[_Piece], length: int, like: PreprocessedRecording) -> Seq
         recording, begin = piece.recording, piece.begin
         count = min(length, len(recording) - begin)
         recording.read(begin, frames[:count, sample])
+        if targets is not None:
+            targets[:count, sample] = recording.read_targets(begin, count)
         padding[:count, sample] = False
         times[:count, sample] = recording.times[begin : begin + count]
         labelled[:count, sample] = recording.labelled[begin : begin + count]
@@ -175,7 +180,8 @@ def _read(pieces: list[_Piece], length: int, like: PreprocessedRecording) -> Seq
     box, owner = np.concatenate(boxes), np.concatenate(owners)
     by_step = np.argsort(owner[:, 0], kind="stable")
     arrays = (frames, reset, padding, times, labelled, box[by_step], owner[by_step])
-    return SequenceBatch(*map(torch.from_numpy, arrays))
+    maps = None if targets is None else torch.from_numpy(targets)
+    return SequenceBatch(*map(torch.from_numpy, arrays), maps)
 
 
 def _begins(recording: PreprocessedRecording, length: int, every: int | None) -> np.ndarray:

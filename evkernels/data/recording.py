@@ -26,6 +26,8 @@ class PreprocessedRecording:
         representation: Name of the folder inside that, such as "stacked_histogram_dt=50_nbins=10". None: the only one.
         downsample: Factor by which the frames were made smaller, as their file's name tells; boxes are made smaller
             by it.
+        targets: Name of a file in the folder, such as "depth.npy", with a map for each frame, [B, H, W]; NaN is where
+            a pixel has none. None: there are none.
 
     `shape` [C, H, W] and `dtype` are those of a frame. `times` are the ends of the windows in microseconds, int64 [B].
     `labelled` says by frame whether boxes were looked for, bool [B], and `boxes` are float32 [L, 6] of x, y, w, h,
@@ -39,6 +41,7 @@ class PreprocessedRecording:
     folder: Path
     representation: str | None = None
     downsample: int = 1
+    targets: str | None = None
     shape: tuple[int, int, int] = field(init=False)
     dtype: np.dtype = field(init=False)
     times: np.ndarray = field(init=False, repr=False)
@@ -61,6 +64,11 @@ class PreprocessedRecording:
         if self.times.shape != (count,):
             raise ValueError(f"{place}: expected a time for each of {count} frames, got {list(self.times.shape)}")
         self._read_boxes(place)
+        if self.targets is not None:
+            expected, file = (count, *self.shape[1:]), self.folder / self.targets
+            if _array(file, "r").shape != expected:
+                got = list(_array(file, "r").shape)
+                raise ValueError(f"{file}: expected maps [B, H, W] = {list(expected)}, got {got}")
 
     def __len__(self) -> int:
         """The number of frames."""
@@ -71,6 +79,10 @@ class PreprocessedRecording:
         with self._open() as file:
             for index, frame in enumerate(out):
                 file["data"].read_direct(frame, np.s_[begin + index])
+
+    def read_targets(self, begin: int, count: int) -> np.ndarray:
+        """The maps of the frames begin to begin + count, [count, H, W]."""
+        return _array(self.folder / self.targets, "r")[begin : begin + count]
 
     def _open(self):
         h5py = require("h5py", "preprocess", "reading preprocessed recordings")
@@ -99,12 +111,14 @@ class PreprocessedRecording:
         self.first_box = np.cumsum(counts)
 
 
-def find(root: str | Path, representation: str | None = None, downsample: int = 1) -> list[PreprocessedRecording]:
+def find(
+    root: str | Path, representation: str | None = None, downsample: int = 1, targets: str | None = None
+) -> list[PreprocessedRecording]:
     """The preprocessed recordings in a folder and all folders below, sorted by path.
 
     Args:
         root: Such as one of a data set's folders train, val and test.
-        representation, downsample: As for `PreprocessedRecording`.
+        representation, downsample, targets: As for `PreprocessedRecording`.
 
     Raises:
         ValueError: if there are none, or their frames differ in size; as `PreprocessedRecording`.
@@ -113,7 +127,7 @@ def find(root: str | Path, representation: str | None = None, downsample: int = 
     folders = sorted(path.parent for path in root.rglob(_FOLDER) if path.is_dir())
     if not folders:
         raise ValueError(f"{root}: expected preprocessed recordings, got no folder {_FOLDER} in it")
-    recordings = [PreprocessedRecording(folder, representation, downsample) for folder in folders]
+    recordings = [PreprocessedRecording(folder, representation, downsample, targets) for folder in folders]
     first = recordings[0]
     for other in recordings:
         if (other.shape, other.dtype, other.representation) != (first.shape, first.dtype, first.representation):
@@ -134,8 +148,8 @@ def _representation(folder: Path, name: str | None) -> Path:
     return chosen[0]
 
 
-def _array(path: Path) -> np.ndarray:
+def _array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: expected an array, got: {error}") from error

@@ -120,6 +120,7 @@ class EfficientConvLSTM(nn.Module):
             raise ValueError(f"bottleneck_channels must be at least 1, got {channels}")
         self._bottleneck_channels = channels
         if self.model_type == "CONVLSTM":
+            self.dense_state = None
             self.convlstm = eseg.ConvLSTM(CHANNELS[-1], channels, 3, 2)
             self.convlstm.apply(_initialize)
         else:
@@ -156,11 +157,40 @@ class EfficientConvLSTM(nn.Module):
             self.monitor(encodings)
         return torch.cat(outputs, dim=1), encodings, seq_events
 
-    def reset_states(self) -> None:
-        """Forgets the states: the next call starts from zeros, and may have another batch size."""
+    def reset_states(self, samples: Tensor | None = None) -> None:
+        """Forgets the states: the next call starts from zeros, and may have another batch size.
+
+        Args:
+            samples: bool [B]; if given, only the states of these samples become zero.
+        """
+        if samples is not None:
+            if self.states is not None:
+                self.states = [
+                    value.masked_fill(samples.view(-1, *[1] * (value.dim() - 1)), 0) for value in self.states
+                ]
+            return
         for layer in self._stateful():
             layer.reset_hidden()
         self.dense_state = None
+
+    @property
+    def states(self) -> list[Tensor] | None:
+        """All states, [B, ...] each, None before the first call; may be set to what they were."""
+        if all(layer.h[0] is None for layer in self._stateful()) and self.dense_state is None:
+            return None
+        states = [value for layer in self._stateful() for value in (*layer.h, *layer.c)]
+        # torch.nn.LSTM has the layers first.
+        return states + [value.transpose(0, 1) for value in self.dense_state or ()]
+
+    @states.setter
+    def states(self, states: list[Tensor] | None) -> None:
+        if states is None:
+            self.reset_states()
+            return
+        left = iter(states)
+        for layer in self._stateful():
+            layer.h, layer.c = ([next(left) for _ in layer.cells] for _ in range(2))
+        self.dense_state = tuple(value.transpose(0, 1).contiguous() for value in left) or None
 
     def detach_states(self) -> None:
         """Cuts the states off from the graph of the calls before."""

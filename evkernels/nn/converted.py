@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
-from evkernels.nn.separable import folded, normalized, pays
+from evkernels.nn.separable import folded, has_own_statistics, normalized, pays
 from evkernels.ops import registration
 
 Path = tuple[str, ...]
@@ -66,7 +66,7 @@ class FusedSequential(nn.Sequential):
         return x
 
     def _trains_in_one_op(self, step: Step, norms: list[nn.Module]) -> bool:
-        return step.fused and len(norms) == 2 and all(norm.training for norm in norms) and self._is_plain(step)
+        return step.fused and len(norms) == 2 and all(map(has_own_statistics, norms)) and self._is_plain(step)
 
     def _fused(self, step: Step, x: Tensor) -> Tensor:
         depthwise = self._at(step.first)

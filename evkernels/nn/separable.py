@@ -139,7 +139,7 @@ class SeparableBlock(nn.Sequential):
         """Input [N, C, H, W] to output [N, O, H', W']."""
         depthwise, norm, _, pointwise, output_norm, _ = self
         activations = (self.activation, self.activation)
-        if pays(x) and has_live_statistics(norm) and has_live_statistics(output_norm):
+        if pays(x) and all(has_own_statistics(layer) for layer in (norm, output_norm)):
             residual = x if self.residual else None
             return normalized(x, depthwise, norm, pointwise, output_norm, activations, residual)
         window = (depthwise.stride[0], depthwise.padding[0])
@@ -157,6 +157,11 @@ class SeparableBlock(nn.Sequential):
 def has_live_statistics(norm: nn.Module) -> bool:
     """Does the norm compute statistics of its input, rather than use those it has?"""
     return isinstance(norm, nn.GroupNorm) or norm.training
+
+
+def has_own_statistics(norm: nn.Module) -> bool:
+    """Are the norm's statistics live and of its input alone? Not so of batch norms that several processes share."""
+    return has_live_statistics(norm) and type(norm) in (nn.BatchNorm2d, nn.GroupNorm)
 
 
 def pays(x: Tensor) -> bool:

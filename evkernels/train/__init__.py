@@ -1,7 +1,8 @@
-"""`python -m evkernels train CONFIG --out DIR`: trains RVT's detector on preprocessed recordings.
+"""`python -m evkernels train MODEL CONFIG --out DIR`: trains a published network on preprocessed recordings.
 
-The configuration is examined before anything is written. A run that was stopped goes on from its last checkpoint with
-`--resume`, to the same numbers as if it had not been.
+MODEL is rvt, the detector, or efficient_conv_lstm. The configuration is examined before anything is written. A run that
+was stopped goes on from its last checkpoint with `--resume`, to the same numbers as if it had not been. Several
+processes train together with `torchrun --nproc-per-node N -m evkernels train ...`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from evkernels import arguments
 from evkernels.arguments import InputError
 from evkernels.events.optional import require
 
+_LIBRARIES = {"rvt": ("omegaconf", "rich", "pycocotools"), "efficient_conv_lstm": ("omegaconf", "rich")}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `run` to a parser."""
-    parser.epilog = "the keys of CONFIG and their defaults are those of evkernels.train.settings.Settings"
+    parser.epilog = "the keys of CONFIG and their defaults are those of the classes in evkernels.train.settings"
+    parser.add_argument("model", choices=sorted(_LIBRARIES), metavar="MODEL", help="rvt or efficient_conv_lstm")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
     parser.add_argument(
@@ -35,15 +39,25 @@ def run(args: argparse.Namespace) -> int:
         last checkpoint is complete.
     """
     try:
-        for library in ("omegaconf", "pycocotools", "rich"):
+        for library in _LIBRARIES[args.model]:
             require(library, "train", "training")
         device = arguments.device(args.device)
-        from evkernels.train import job
+        from evkernels.train import job, processes
         from evkernels.train.settings import load
 
-        settings = load(args.config, args.set)
-        trainer = job.prepare(settings, args.out, device, args.resume)
-    except (InputError, ImportError, ValueError, OSError) as error:
-        print("evkernels train: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return job.train(trainer)
+        settings = load(args.model, args.config, args.set)
+        if settings.tensorboard:
+            require("torch.utils.tensorboard", "train", "tensorboard=true")
+    except (InputError, ImportError) as error:
+        return _refused(error)
+    with processes.group(device) as device:
+        try:
+            trainer = job.prepare(settings, args.out, device, args.resume)
+        except (InputError, ImportError, ValueError, OSError) as error:
+            return _refused(error)
+        return job.train(trainer, args.out)
+
+
+def _refused(error: Exception) -> int:
+    print("evkernels train: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2

@@ -1,8 +1,10 @@
-"""A run's folder: checkpoints, logs, and what is said while it goes on."""
+"""A run's folder: checkpoints, logs, and what is said while it goes on. Of several processes the first writes."""
 
 from __future__ import annotations
 
-import csv
+import math
+from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -11,82 +13,73 @@ import torch
 from evkernels import backends
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
+from evkernels.train import processes
+from evkernels.train.logs import LOSSES, MEASURES, Logs
 from evkernels.train.settings import Settings
 from evkernels.train.trainer import Trainer
 
-LAST, BEST, LOSSES, PRECISIONS = "last.ckpt", "best.ckpt", "losses.csv", "validation.csv"
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
-class Run:
-    """A trainer with its folder."""
-
-    def __init__(self, trainer: Trainer, folder: Path) -> None:
-        self.trainer, self.folder = trainer, folder
-
-    def log(self, name: str, row: dict[str, float]) -> None:
-        """Appends a row to a CSV file, under a header."""
-        path = self.folder / name
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-
-    def forget_later_rows(self) -> None:
-        """Rows of steps that a checkpoint does not know are taken again."""
-        for path in (self.folder / LOSSES, self.folder / PRECISIONS):
-            if path.exists():
-                header, *rows = path.read_text().splitlines()
-                kept = [row for row in rows if int(row.split(",")[0]) <= self.trainer.step]
-                path.write_text("\n".join([header, *kept]) + "\n")
-
-
-def prepare(settings: Settings, folder: Path, device: torch.device, resume: bool) -> Run:
-    """Everything a run needs; raises before anything is written if something is wrong."""
+def prepare(settings: Settings, folder: Path, device: torch.device, resume: bool) -> Trainer:
+    """A trainer where the run begins or goes on; raises before anything is written if something is wrong."""
     trainer = Trainer(settings, device)
     last = folder / LAST
     if last.exists() and not resume:
         raise InputError(f"--out {folder}: holds {LAST} of an earlier run; --resume goes on from it")
     if last.exists():
         trainer.load(last)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(trainer, folder)
-    run.forget_later_rows()
-    return run
+    # None writes before all have looked.
+    processes.wait()
+    return trainer
 
 
-def train(run: Run) -> int:
+def train(trainer: Trainer, folder: Path) -> int:
     """Trains to the last step; returns the exit code."""
-    trainer, settings, terminal = run.trainer, run.trainer.settings, Terminal()
+    if processes.rank():
+        _steps(trainer, folder, None, lambda: None)
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    settings, terminal = trainer.settings, Terminal()
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     kernels, _ = backends.serving("conv_lstm_1x1", trainer.device.type)
-    terminal.line(f"{parameters:,} parameters on {trainer.device}, kernels: {kernels}")
+    together = f", {processes.count()} processes" if processes.count() > 1 else ""
+    terminal.line(f"{parameters:,} parameters on {trainer.device}{together}, kernels: {kernels}")
     if trainer.step:
         terminal.line(f"going on after step {trainer.step}")
+    left = settings.steps - trainer.step
     try:
-        left = settings.steps - trainer.step
-        with terminal.step(f"training, {left} steps", left) as advance:
-            for batch in islice(trainer.batches(), left):
-                run.log(LOSSES, trainer.train_step(batch))
-                _keep(run)
-                advance()
+        with (
+            closing(Logs(folder, trainer.step, settings.tensorboard)) as logs,
+            terminal.step(f"training, {left} steps", left) as advance,
+        ):
+            _steps(trainer, folder, logs, advance)
     except KeyboardInterrupt:
         terminal.line("interrupted; --resume goes on from the last checkpoint")
         return 130
-    terminal.line(f"best AP {trainer.best:.3f}; checkpoints and logs in {run.folder}")
+    best = f"best {trainer.task.measure} {trainer.best:.3f}; " if math.isfinite(trainer.best) else ""
+    terminal.line(f"{best}checkpoints and logs in {folder}")
     return 0
 
 
-def _keep(run: Run) -> None:
+def _steps(trainer: Trainer, folder: Path, logs: Logs | None, advance: Callable[[], None]) -> None:
+    for batch in islice(trainer.batches(), trainer.settings.steps - trainer.step):
+        losses = trainer.train_step(batch)
+        if logs:
+            logs.write(LOSSES, losses)
+        _keep(trainer, folder, logs)
+        advance()
+
+
+def _keep(trainer: Trainer, folder: Path, logs: Logs | None) -> None:
     """Validates and writes checkpoints where it is time, and at the end."""
-    trainer, settings = run.trainer, run.trainer.settings
-    ends = trainer.step == settings.steps
+    settings, ends = trainer.settings, trainer.step == trainer.settings.steps
     if ends or trainer.step % settings.validate_every == 0:
         result = trainer.validate()
-        run.log(PRECISIONS, result)
-        if result["AP"] > trainer.best:
-            trainer.best = result["AP"]
-            trainer.save(run.folder / BEST)
+        if logs:
+            logs.write(MEASURES, result)
+        if result[trainer.task.measure] > trainer.best:
+            trainer.best = result[trainer.task.measure]
+            trainer.save(folder / BEST)
     if ends or trainer.step % settings.checkpoint_every == 0:
-        trainer.save(run.folder / LAST)
+        trainer.save(folder / LAST)

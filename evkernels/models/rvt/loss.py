@@ -30,7 +30,7 @@ def yolox_losses(
 
     Returns:
         Scalars: "loss" is the sum of "iou_loss" (5 * (1 - IoU^2)), "conf_loss" and "cls_loss" (binary cross entropies),
-        each per matched anchor of the whole batch; "num_fg" is the number of those per object.
+        each per matched anchor of the whole batch; "matched" is the number of those, and "num_fg" that per object.
     """
     if targets.dim() != 3 or targets.shape[2] != 5 or len(targets) != len(boxes):
         raise ValueError(f"targets must be [N, M, 5] with N = {len(boxes)}, got {tuple(targets.shape)}")
@@ -46,13 +46,16 @@ def yolox_losses(
         box_losses.append(1 - _paired_iou(boxes[n, anchor], target[owner, 1:]) ** 2)
         wanted = F.one_hot(target[owner, 0].long(), class_logits.shape[2]) * overlap[:, None]
         class_losses.append(F.binary_cross_entropy_with_logits(class_logits[n, anchor], wanted, reduction="none"))
-    matched = is_foreground.sum().clamp(min=1)
+    matched = is_foreground.sum()
+    number = matched.clamp(min=1)
+    # Nothing of the boxes for a batch of no images, but with a gradient.
+    nothing = boxes[:0].sum()
     losses = {
-        "iou_loss": BOX_WEIGHT * torch.cat(box_losses).sum() / matched,
-        "conf_loss": F.binary_cross_entropy_with_logits(objectness, is_foreground.float(), reduction="sum") / matched,
-        "cls_loss": torch.cat(class_losses).sum() / matched,
+        "iou_loss": BOX_WEIGHT * sum((value.sum() for value in box_losses), nothing) / number,
+        "conf_loss": F.binary_cross_entropy_with_logits(objectness, is_foreground.float(), reduction="sum") / number,
+        "cls_loss": sum((value.sum() for value in class_losses), class_logits[:0].sum()) / number,
     }
-    return {"loss": sum(losses.values()), **losses, "num_fg": matched / max(objects, 1)}
+    return {"loss": sum(losses.values()), **losses, "matched": matched, "num_fg": number / max(objects, 1)}
 
 
 @torch.no_grad()
