@@ -65,6 +65,7 @@ def gradient_of(model):
 def work(rank, folder, port):
     """In each of two processes: a whole run, one that is saved and goes on, and a batch norm; results into a file."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "torchrun sets it"
     torch.set_num_threads(1)
     results = {}
     with processes.group(torch.device("cpu")) as device:

@@ -2,7 +2,8 @@
 
 The published network fails on its first call (its decoder is given one map too few); this one passes all four skip
 maps, in all combinations of model and skips. There are no published weights. Encoder and decoder run frame by frame,
-because their batch norms see a frame at a time in training; the recurrent layers run whole sequences.
+because their batch norms see a frame at a time in training; the recurrent layers run whole sequences. Encoder and
+recurrent layers are channels_last, for which their ops are made; the decoder's few channels are faster contiguous.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,16 +142,17 @@ class EfficientConvLSTM(nn.Module):
         seq_events = [grid for grid, window in zip(grids, event_sequence, strict=True) if window.dim() == 3]
         bottlenecks, skips = [], []
         for grid in grids:
-            x5, maps = self.encoder(self.normalization(grid).to(self.final_conv[0].weight.dtype))
+            x = self.normalization(grid).to(self.final_conv[0].weight.dtype)
+            x5, maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
             bottlenecks.append(F.interpolate(x5, MAP, mode="bilinear", align_corners=False))
             skips.append(maps)
-        encodings = self._recurrent(torch.stack(bottlenecks, dim=1))
-        skips = [torch.stack(maps, dim=1) for maps in zip(*skips, strict=True)]
+        encodings = self._recurrent(_sequence(bottlenecks))
+        skips = [_sequence(maps) for maps in zip(*skips, strict=True)]
         if self.skip_lstm:
             skips = [layer(maps) for layer, maps in zip(self.skip_convlstms, skips, strict=True)]
         outputs = [
-            self.final_conv(self.decoder(encoding, maps))
-            for encoding, *maps in zip(encodings.unbind(1), *(maps.unbind(1) for maps in skips), strict=True)
+            self.final_conv(self.decoder(encoding.contiguous(), [maps.contiguous() for maps in frame]))
+            for encoding, *frame in zip(encodings.unbind(1), *(maps.unbind(1) for maps in skips), strict=True)
         ]
         encodings = encodings.detach()
         if self.monitor is not None and self.training:
@@ -212,6 +214,13 @@ class EfficientConvLSTM(nn.Module):
             return self.convlstm(x)
         hidden, self.dense_state = self.dense_lstm(x.flatten(2), self.dense_state)
         return self.fc_to_map(hidden).unflatten(2, (self.bottleneck_channels, *MAP))
+
+
+def _sequence(maps: Sequence[Tensor]) -> Tensor:
+    """Maps [B, C, H, W] of T windows as [B, T, C, H, W], T first in memory and frames in the layout of the maps: so the
+    recurrent ops read them in place.
+    """
+    return torch.cat(list(maps)).unflatten(0, (len(maps), -1)).transpose(0, 1)
 
 
 def grid_of(window: Tensor, height: int, width: int) -> Tensor:

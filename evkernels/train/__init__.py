@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
         settings = load(args.model, args.config, args.set)
         if settings.tensorboard:
-            require("torch.utils.tensorboard", "train", "tensorboard=true")
+            require("tensorboard", "train", "tensorboard=true")
     except (InputError, ImportError) as error:
         return _refused(error)
     with processes.group(device) as device:

@@ -6,7 +6,6 @@ batch counts, so the numbers are those of one process, up to rounding.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
     """The group of the processes that torchrun started, none without it; yields this process's device."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield device
         return
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", dist.get_node_local_rank(0))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -34,12 +33,12 @@ def group(device: torch.device) -> Iterator[torch.device]:
 
 def rank() -> int:
     """This process's number, 0 for the one that writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def count() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def total(value: Tensor) -> Tensor:
