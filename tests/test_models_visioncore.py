@@ -10,6 +10,7 @@ from torch import nn
 import evkernels
 from evkernels.models import VisionCore
 from evkernels.models.visioncore import ConvBlock, LearnableTemporalConv, ResBlock, ResNet
+from evkernels.nn.compat.visioncore import ConvGRUModulator
 from evkernels.testing import assert_matches
 
 STAGE = {"kernel_size": [3, 5, 5], "padding": [1, 3, 3]}
@@ -401,6 +402,43 @@ class TestVisionCore:
         )
         with pytest.raises(ValueError, match=r"behavior must be given, \[N, behavior_dim\]"):
             model(torch.randn(1, 1, 3, 8, 8))
+
+
+class TestModulator:
+    @pytest.mark.parametrize("size", [(1, 5), (2, 2), (3, 3), (6, 7)], ids=str)
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"kernel_size": 5},
+            {"learnable_h0": False},
+            {"use_depthwise": True},
+            {"use_grouped": True, "num_groups": 2},
+        ],
+        ids=str,
+    )
+    def test_what_is_the_same_everywhere_is_convolved_once(self, options, size):
+        """As with the behaviour beside the features of each pixel and frame, and a state at each pixel."""
+        config = {"feature_dim": 4, "hidden_dim": 6, "behavior_dim": 3, "beh_emb_dim": 2, **options}
+        module = filled(ConvGRUModulator(config)).double()
+        features = torch.randn(2, 4, 6, *size, dtype=torch.float64, requires_grad=True)
+        behavior = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        embedded = module.beh_emb(behavior)[:, :, None, None, None].expand(-1, -1, *features.shape[2:])
+        cell, h = module.gru.cell, torch.zeros(2, 6, *size, dtype=torch.float64)
+        h = h if module.gru.h0 is None else module.gru.h0.expand_as(h)
+        for frame in torch.cat([features, embedded], dim=1).unbind(2):
+            h = cell(cell.conv_x(frame), h)
+        y = module.output_proj(h)[:, :, None]
+        torch.testing.assert_close(module(features, behavior), y)
+        variables = (features, behavior, *module.parameters())
+        gradients = [torch.autograd.grad(value.square().sum(), variables) for value in (module(features, behavior), y)]
+        for ours, plain in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, plain)
+
+    def test_rejects_other_channels(self):
+        module = ConvGRUModulator({"feature_dim": 4, "behavior_dim": 3})
+        with pytest.raises(ValueError, match=r"features must be \[B, C, T, H, W\] with C = feature_dim = 4"):
+            module(torch.zeros(1, 5, 2, 3, 3), torch.zeros(1, 3))
 
 
 class TestLearnableTemporalConv:

@@ -3,11 +3,14 @@
 The cell is `evkernels.nn.ConvGRUCell(form="fast")`; what is here is the original's interface around it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evkernels import ops
+from evkernels.nn.cell_options import is_plain
 from evkernels.nn.conv_gru import ConvGRUCell
 
 
@@ -127,18 +130,47 @@ class ConvGRU(nn.Module):
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         frames = x.permute(2, 0, 1, 3, 4)
-        h = self.cell.initial_state(frames[0])
-        if self.h0 is not None:
-            h = self.h0.expand_as(h)
-        for chunk in frames.split(chunk_size):
-            projected = self.cell.conv_x(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2])
-            for x_proj in projected:
-                h = self.cell(x_proj, h)
-                if self.training and self.grad_clip_val is not None:
-                    h = h.clamp(-self.grad_clip_val, self.grad_clip_val)
+        h = self._last_state(frames, chunk_size, self.cell.conv_x)
         if self.use_residual:
             h = h + frames[-1]
         return torch.cat([frames[-1], h], dim=1) if self.fast_phase else h
+
+    def _last_state(self, frames: Tensor, chunk_size: int, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """The state after frames [T, B, C, H, W], of which `convolve` makes what conv_x does of x."""
+        h = None
+        for chunk in frames.split(chunk_size):
+            for x_proj in convolve(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2]):
+                h = self._first_state(x_proj) if h is None else self.cell(x_proj, h)
+                if self.training and self.grad_clip_val is not None:
+                    h = h.clamp(-self.grad_clip_val, self.grad_clip_val)
+        return h
+
+    def _first_state(self, x_proj: Tensor) -> Tensor:
+        """The state after the first step. Before it the state is the same at all pixels, and so nearly is what conv_h
+        makes of it.
+        """
+        size = x_proj.shape[-2:]
+        h = x_proj.new_zeros(1, self.hid_ch, 1, 1) if self.h0 is None else self.h0
+        q = self.cell.layer_norm(of_constant(self.cell.conv_h, h.to(x_proj.dtype), self.cell.kernel_size, size))
+        return ops.gru_gates(x_proj, q.expand_as(x_proj), h.expand(len(x_proj), -1, *size))
+
+
+def of_constant(convolve: Callable[[Tensor], Tensor], value: Tensor, kernel_size: int, size: Sequence[int]) -> Tensor:
+    """What a convolution with zero padding makes of maps [N, C, *size] that are `value` [N, C, 1, 1] everywhere.
+
+    Only at the borders does it depend on the pixel: a map of the kernel's size has all the values.
+    """
+    height, width = size
+    if min(size) < kernel_size:
+        return convolve(value.expand(-1, -1, height, width))
+    small = convolve(value.expand(-1, -1, kernel_size, kernel_size))
+    for dim, length in ((2, height), (3, width)):
+        middle, radius = length - kernel_size + 1, kernel_size // 2
+        before, centre, after = small.split([radius, 1, radius], dim)
+        shape = [-1] * 4
+        shape[dim] = middle
+        small = torch.cat([before, centre.expand(shape), after], dim)
+    return small
 
 
 class ConvGRUModulator(nn.Module):
@@ -167,11 +199,31 @@ class ConvGRUModulator(nn.Module):
         beh_emb_dim = options.pop("beh_emb_dim", 16)
         if options.get("fast_phase"):
             raise ValueError("fast_phase must be False: output_proj takes hidden_dim channels")
+        self.feature_dim = feature_dim
         self.beh_emb = nn.Linear(behavior_dim, beh_emb_dim)
         self.gru = ConvGRU(feature_dim + beh_emb_dim, hidden_dim, options.pop("kernel_size", 3), **options)
         self.output_proj = nn.Conv2d(hidden_dim, hidden_dim, 1)
 
     def forward(self, features: Tensor, behavior: Tensor) -> Tensor:
         """Features [B, feature_dim, T, H, W] and behaviour [B, behavior_dim] to [B, hidden_dim, 1, H, W]."""
-        embedded = self.beh_emb(behavior)[:, :, None, None, None].expand(-1, -1, *features.shape[2:])
-        return self.output_proj(self.gru(torch.cat([features, embedded], dim=1))).unsqueeze(2)
+        if features.dim() != 5 or features.shape[1] != self.feature_dim or features.shape[2] == 0:
+            expected = f"[B, C, T, H, W] with C = feature_dim = {self.feature_dim} and T at least 1"
+            raise ValueError(f"features must be {expected}, got {tuple(features.shape)}")
+        embedded = self.beh_emb(behavior)[:, :, None, None]
+        conv = self.gru.cell.conv_x
+        if self.gru.use_residual or not is_plain(conv) or conv.groups > 1:
+            embedded = embedded[..., None].expand(-1, -1, *features.shape[2:])
+            return self.output_proj(self.gru(torch.cat([features, embedded], dim=1))).unsqueeze(2)
+        # What is the same at all pixels and in all frames is convolved once.
+        k = conv.kernel_size[0]
+        weight, weight_embedded = conv.weight.tensor_split([features.shape[1]], dim=1)
+        weight = weight.contiguous()
+        added = of_constant(
+            lambda x: F.conv2d(x, weight_embedded, conv.bias, padding=k // 2), embedded, k, features.shape[3:]
+        )
+        frames = features.permute(2, 0, 1, 3, 4)
+
+        def convolve(x):
+            return (F.conv2d(x, weight, None, padding=k // 2).unflatten(0, (-1, len(added))) + added).flatten(0, 1)
+
+        return self.output_proj(self.gru._last_state(frames, 8, convolve)).unsqueeze(2)
