@@ -15,12 +15,14 @@ template <class T, class C>
 int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const HistogramShape& shape,
              const std::vector<int64_t>& offsets, C* out) {
   const int64_t window_size = 2 * shape.bins * shape.height * shape.width;
+  const int64_t last_window = static_cast<int64_t>(offsets.size()) - 2;
   return fill_windows(offsets, shape.bins, window_size,
                       [&](int64_t w, int64_t first_bin, int64_t last_bin, bool sorted, int64_t& dropped) {
                         C* const window = out + w * window_size;
                         if (sorted)
                           return EVKERNELS_CALL(fill_sorted, t, events, map, shape, offsets[w], offsets[w + 1],
-                                                first_bin, last_bin, window, dropped);
+                                                first_bin, last_bin, window,
+                                                w < last_window ? window + window_size : nullptr, dropped);
                         EVKERNELS_CALL(fill_unsorted, t, events, map, shape, offsets[w], offsets[w + 1], first_bin,
                                        last_bin, window, dropped);
                         return true;

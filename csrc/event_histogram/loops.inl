@@ -45,13 +45,15 @@ static int64_t lower_bound(const T* t, int64_t begin, int64_t end, int64_t bin, 
   return begin;
 }
 
+// Planes are cleared together up to so many bytes.
+constexpr int64_t kTogether = 1 << 17;
+
 // Clears the planes of the bins up to `bin`, where `cleared` is the first one that is not; returns the next such bin.
 // Small planes are cleared together: one by one each would be waited for.
 template <class C>
 EVKERNELS_INLINE int64_t clear_up_to(int64_t bin, int64_t cleared, int64_t last_bin, const HistogramShape& shape,
                                      C* window) {
-  constexpr int64_t kBytes = 1 << 17;
-  const int64_t together = 1 + kBytes / (2 * shape.height * shape.width * (int64_t)sizeof(C));
+  const int64_t together = 1 + kTogether / (2 * shape.height * shape.width * (int64_t)sizeof(C));
   while (cleared <= bin) {
     const int64_t next = last_bin - cleared < together ? last_bin : cleared + together;
     clear_planes(window, shape, cleared, next);
@@ -60,11 +62,31 @@ EVKERNELS_INLINE int64_t clear_up_to(int64_t bin, int64_t cleared, int64_t last_
   return cleared;
 }
 
+// Brings one window's planes into cache, some of them per block of the window before: clearing small ones would wait
+// for memory, and their first events for that. A batch of small windows takes 1.2 times as long without.
+class NextWindow {
+ public:
+  // `planes` is null where no window follows; the window before has `events`.
+  NextWindow(const void* planes, int64_t bytes, int64_t events)
+      : place_((const char*)planes),
+        lines_(planes && bytes <= kTogether ? bytes / 64 / (events / kBlock + 1) + 1 : 0) {}
+
+  void prefetch_some() {
+    for (int64_t k = 0; k < lines_; ++k) __builtin_prefetch(place_ + 64 * k, 1);
+    place_ += 64 * lines_;
+  }
+
+ private:
+  const char* place_;
+  int64_t lines_;  // per block
+};
+
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
-// state, if a timestamp met on the way is smaller than its predecessor.
+// state, if a timestamp met on the way is smaller than its predecessor. `next` is the window to be filled afterwards,
+// or null.
 template <class T, class C>
 static bool fill_sorted(const T* t, EventColumns events, PixelMap map, HistogramShape shape, int64_t begin, int64_t end,
-                        int64_t first_bin, int64_t last_bin, C* window, int64_t& dropped) {
+                        int64_t first_bin, int64_t last_bin, C* window, const C* next, int64_t& dropped) {
   const int64_t plane = shape.height * shape.width;
   const bool ordered = shape.bins > 1;
   const int64_t t0 = begin < end ? t[begin] : 0;
@@ -77,12 +99,14 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
   const int64_t last = last_bin == shape.bins ? end : lower_bound(t, begin, end, last_bin, t0, span, bins);
   int64_t cell[kBlock];
   int64_t bin = first_bin, cleared = first_bin;
+  NextWindow next_window(next, 2 * shape.bins * plane * (int64_t)sizeof(C), end - begin);
   while (event < last) {
     const int64_t count = last - event < kBlock ? last - event : kBlock;
     // Each event is compared with its successor; the last one of the window has none.
     if (ordered && !is_block_sorted(t + event, event + count < end ? count : count - 1)) return false;
     const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, cell);
     dropped += gaps.out_of_range;
+    next_window.prefetch_some();
     const int64_t bin_before = bin;
     // With one bin no time is looked at.
     bin = ordered ? event_bin(wrapping_difference(t[event + count - 1], t0), span, bins) : 0;
