@@ -84,6 +84,8 @@ def draw_temporal_patterns(path: Path, lengths: dict[str, ByLength], test_length
     correlation.bar_label(bars, notes, fontsize=8, padding=2)
     correlation.axhline(0, color="black", linewidth=0.8)
     correlation.margins(y=0.2)
+    if not any(values):
+        correlation.set_ylim(-1, 1)
     correlation.set_title("Correlation of length and\nbeing right (first seed)", fontsize=10)
     correlation.tick_params(axis="x", labelsize=7)
     samples.hist(test_lengths, bins=30, color=_COLOURS[1])

@@ -130,7 +130,7 @@ def markdown(
     )
     columns = [f"{first} to {last}" for first, last in next(iter(lengths.values())).ranges()]
     rows = [
-        [name, *(f"{100 * a:.1f}" for a in value.accuracy), f"{value.correlation:+.3f}", _p(value.p_value)]
+        [name, *(f"{100 * a:.1f}" for a in value.accuracy), _correlation(value.correlation), _p(value.p_value)]
         for name, value in lengths.items()
     ]
     parts += ["## Accuracy by number of events", table(["model", *columns, "correlation", "p"], rows)]
@@ -158,3 +158,7 @@ def _percent(mean: float, deviation: float) -> str:
 
 def _p(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _correlation(value: float) -> str:
+    return "-" if value != value else f"{value:+.3f}"
