@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         is complete.
     """
     try:
-        for library in ("safetensors", "rich", "matplotlib", "sklearn"):
+        for library in ("safetensors", "rich", "matplotlib", *["sklearn"] * (args.action == "evaluate")):
             require(library, "align", "align")
         from evkernels.alignment import job
 

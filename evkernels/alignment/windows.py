@@ -132,7 +132,8 @@ def digit_pairs(folder: Path, seed: int = 0, size: int = 16) -> dict[str, Tensor
         raise InputError(f"{folder}: expected recordings of N-MNIST, got none")
     windows = []
     for x, y, t, p in (events.T for events in recordings):
-        windows.append(event_features(Events(x=x, y=y, t=t, p=p, width=34, height=34), size))
+        x, y, p = x.astype(np.uint16), y.astype(np.uint16), p.astype(np.uint8)
+        windows.append(event_features(Events(x=x, y=y, t=t.copy(), p=p, width=34, height=34), size))
     pictures = rendered_digits(labels, seed)
     return {
         "event_features": torch.stack(windows),
