@@ -69,6 +69,7 @@ def work(rank, folder, port):
     dist.destroy_process_group()
     # What torchrun sets.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
     arguments = ["--out", f"{folder}/out", "--strategy", "contrastive", "--num_epochs", "2", "--set", "hidden_dim=16"]
     assert main(["align", "train", folder, *arguments]) == 0
 

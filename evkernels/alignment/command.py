@@ -8,7 +8,6 @@ of N-MNIST, whose digits are drawn. `torchrun -m evkernels align train ...` trai
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -81,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
         return {"train": job.train, "evaluate": job.evaluate, "diagnose": job.diagnose}[args.action](args)
     except (InputError, ImportError, ValueError, NotImplementedError, RecordingError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print("evkernels align: " + " ".join(str(error).split()), file=sys.stderr)
+        print("evkernels align: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"evkernels align: {error}", file=sys.stderr)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from evkernels import arguments
 from evkernels.alignment import report, windows
@@ -26,6 +23,7 @@ from evkernels.alignment.trainer import TRAINERS
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.reconstruct.weights import load_network
+from evkernels.train import processes
 
 CHECKPOINT = "alignment.safetensors"
 # Of a duration that is not given, where recordings have to be cut.
@@ -36,8 +34,9 @@ Split = tuple[AlignmentDataset, AlignmentDataset]
 
 def train(args: argparse.Namespace) -> int:
     """Trains one module per duration."""
-    terminal, device = Terminal(), arguments.device(args.device)
-    with _process_group(device) as rank:
+    terminal = Terminal()
+    with processes.group(arguments.device(args.device)) as device:
+        rank = processes.rank()
         say = terminal.line if rank == 0 else lambda text: None
         for name, folder in _targets(args):
             if folder.exists() and (folder / "alignment.state").exists() and not args.resume:
@@ -111,19 +110,6 @@ def diagnose(args: argparse.Namespace) -> int:
         for key, value in {**found, "misalignment": evidence["severity"]}.items():
             terminal.line(f"{key.replace('_', ' ')}: {value if isinstance(value, str) else format(value, '.3f')}")
     return 0
-
-
-@contextmanager
-def _process_group(device: torch.device) -> Iterator[int]:
-    """The process's rank; under torchrun in a group, which ends with the context."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
 
 
 def _durations(args) -> list[tuple[str, int] | None]:
