@@ -52,7 +52,7 @@ def trained(strategy):
         module = LightweightAlignmentModule(LightweightAlignmentConfig(**sizes))
         trainer = LightweightAlignmentTrainer(module, data, data, batch_size=16)
     else:
-        module = ContrastiveAlignmentModule(ContrastiveAlignmentConfig(**sizes, use_queue=True, queue_size=16))
+        module = ContrastiveAlignmentModule(ContrastiveAlignmentConfig(**sizes, use_hard_negatives=False))
         trainer = ContrastiveAlignmentTrainer(module, data, data, batch_size=16, learning_rate=1e-3)
     history = trainer.train(3)
     return {"state": module.state_dict(), "val_loss": [row["val_loss"] for row in history]}
@@ -99,7 +99,7 @@ def test_losses_and_gradients_are_those_of_one_process(of_two):
     torch.testing.assert_close(sum(part[4] for part in parts) / PROCESSES, d_scale)
 
 
-def test_training_without_batch_norm_is_that_of_one_process(of_two):
+def test_training_is_that_of_one_process(of_two):
     alone = trained("lightweight")
     for found in of_two:
         # Normalisation makes the loss blind to the scale: its gradient is rounding, which Adam magnifies.
@@ -108,12 +108,14 @@ def test_training_without_batch_norm_is_that_of_one_process(of_two):
         torch.testing.assert_close(found["lightweight"], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_processes_agree_about_contrastive_training(of_two):
-    """Not with one process: each batch norm sees its own half of a batch."""
-    first, second = (found["contrastive"] for found in of_two)
-    assert first["val_loss"] == second["val_loss"]
-    shared = [name for name in first["state"] if not name.startswith(("queue", "momentum"))]
-    assert all(torch.equal(first["state"][name], second["state"][name]) for name in shared)
+def test_contrastive_training_is_that_of_one_process(of_two):
+    alone = trained("contrastive")
+    for found in of_two:
+        torch.testing.assert_close(found["contrastive"]["val_loss"], alone["val_loss"], rtol=1e-3, atol=1e-3)
+        for name, value in alone["state"].items():
+            # Biases in front of a batch norm change nothing: their gradients are rounding, which Adam magnifies.
+            tolerance = 1e-2 if name.endswith("projection.0.bias") else 2e-3
+            torch.testing.assert_close(found["contrastive"]["state"][name], value, rtol=0, atol=tolerance, msg=name)
 
 
 def test_alone_it_is_the_op():

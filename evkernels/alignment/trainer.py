@@ -1,8 +1,8 @@
 """Training of alignment modules: epochs with early stopping, a log, and checkpoints that go on to the bit.
 
 In a process group, as torchrun makes one, every process takes its share of each batch; contrastive losses are those of
-the whole batch, and process 0 alone writes. Batch norms of the projection heads see a process's own share, and process
-0's statistics are everybody's.
+the whole batch, batch norms see the whole batch, and process 0 alone writes. Hard negatives are those of a process's
+own share, and so are the entries of its queue.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from evkernels.alignment.base import BaseAlignmentModule
 from evkernels.alignment.checkpoints import save_checkpoint
 from evkernels.alignment.data import AlignmentDataset
-from evkernels.alignment.distributed import is_distributed
 from evkernels.alignment.metrics import evaluate_alignment_comprehensive
+from evkernels.train import processes
 
 _EVALUATION_BATCH = 1024
 
@@ -68,11 +68,10 @@ class AlignmentTrainer:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.alignment, self.device = alignment.to(device), torch.device(device)
+        self.alignment, self.device = processes.synchronized(alignment.to(device)), torch.device(device)
         self.train_dataset, self.val_dataset = train_dataset, val_dataset
         self.batch_size = min(batch_size or self.default_batch_size, len(train_dataset))
-        self.processes = dist.get_world_size() if is_distributed() else 1
-        self.rank = dist.get_rank() if is_distributed() else 0
+        self.processes, self.rank = processes.count(), processes.rank()
         if self.batch_size < 2 * self.processes:
             raise ValueError(f"a batch must hold 2 pairs for each of {self.processes} processes, got {self.batch_size}")
         self.patience, self.seed = patience, seed

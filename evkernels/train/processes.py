@@ -72,8 +72,9 @@ def synchronized(model: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                module.add_module(name, SynchronizedBatchNorm2d.like(child))
+            kind = {nn.BatchNorm1d: SynchronizedBatchNorm1d, nn.BatchNorm2d: SynchronizedBatchNorm2d}.get(type(child))
+            if kind:
+                module.add_module(name, kind.like(child))
     return model
 
 
@@ -96,7 +97,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """
 
     @classmethod
-    def like(cls, norm: nn.BatchNorm2d) -> SynchronizedBatchNorm2d:
+    def like(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> SynchronizedBatchNorm2d:
         """With the parameters and buffers of another, shared."""
         layer = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         layer._parameters, layer._buffers = norm._parameters, norm._buffers
@@ -119,6 +120,13 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         y = centred * scale[:, None, None] + self.bias[:, None, None]
         return y.to(x.dtype)
+
+
+class SynchronizedBatchNorm1d(SynchronizedBatchNorm2d):
+    """The same for features [N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, None, None])[:, :, 0, 0]
 
 
 def in_parallel(module: nn.Module) -> nn.Module:
