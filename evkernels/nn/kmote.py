@@ -43,7 +43,8 @@ class KMOTE(nn.Module):
     Raises:
         ValueError: if `dim`, `top`, `wavelet`, `generation` or `experts` is not among those above.
 
-    Plain PyTorch. The number of timestamps per expert depends on the data, so torch.compile splits the graph there.
+    Cosines, Gaussians and wavelets are `ops.time_basis`; the router and the spline are plain PyTorch. How many
+    timestamps the spline gets depends on the data, so torch.compile splits the graph there.
     Source: K_MOTE of kan-mammote.
     """
 
