@@ -14,6 +14,11 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["models"]:
+        from benchmarks import models
+
+        return models.main(argv[1:])
     options = _parser().parse_args(argv)
     previous = os.environ.get(_CACHE)
     with tempfile.TemporaryDirectory(prefix="evkernels-benchmarks-") as folder:
@@ -164,7 +169,9 @@ def _problem(options: argparse.Namespace, known: dict) -> str | None:
 def _parser() -> argparse.ArgumentParser:
     root = Path(__file__).parents[1]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Verifies the kernels, then times them.")
-    parser.add_argument("ops", nargs="*", metavar="OP", help="which ops (all)")
+    parser.add_argument(
+        "ops", nargs="*", metavar="OP", help="which ops (all); models for whole networks, see models --help"
+    )
     parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help="eager, compile, cpu, ... (all)")
     parser.add_argument("--modes", nargs="+", default=[], choices=("inference", "forward", "forward+backward"))
     parser.add_argument("--dtypes", nargs="+", default=[], metavar="DTYPE", help="float32, bfloat16, ... (all)")

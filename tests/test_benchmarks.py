@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as command_line
-from benchmarks import bench_conv_lstm_1x1, machine, registry, report
+from benchmarks import bench_conv_lstm_1x1, machine, models, registry, report
 from benchmarks.harness import Bound, Expected, Settings, WrongResult, run_case
 from benchmarks.registry import Benchmark, Case, Competitor, Provider, arguments, cases, gates, providers
 from benchmarks.timing import Timed, clock_of, measure, quantiles, speedup
@@ -336,3 +336,26 @@ def test_lstm_over_pixels_is_the_1x1_cell():
     with torch.no_grad():
         result = bench_conv_lstm_1x1.lstm(*bench_conv_lstm_1x1.prepare_lstm(given))
     torch.testing.assert_close(result, bench_conv_lstm_1x1.eager(*given))
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_stages_of_whole_networks(name):
+    """Every stage that the table names is there and takes time, on both backends."""
+    lines = models._stages(name, registry.benchmarks()[name].tiny_shape, 1)
+    rows = [line.strip("| ").split(" | ") for line in lines[2:-1]]
+    assert [row[0] for row in rows] == models.NETWORKS[name][2]
+    for row in rows:
+        assert all(float(value.rstrip("x")) > 0 for value in row[1:]), row
+
+
+def test_memory_of_whole_networks_grows(monkeypatch):
+    """By no less than the result of FireNet takes; the high-water mark is Linux's."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system has no high-water mark that can be reset")
+    monkeypatch.setitem(models.NETWORKS, "firenet", ([(1, 256, 256)], *models.NETWORKS["firenet"][1:]))
+    assert models._growth("firenet", "0", "inference", "ours") > 33 * 256 * 256 * 4 / 1024
+
+
+def test_unknown_networks_are_refused(capsys):
+    assert models.main(["rvt"]) == 2
+    assert "no such network: rvt; there are rvt_backbone" in capsys.readouterr().err
