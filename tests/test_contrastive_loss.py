@@ -76,7 +76,7 @@ class TestContrastiveLoss(DifferentiableOpContract):
 
     def samples_for(self, backend, dtype, layout):
         # The reference serves the emulated device too: one sample shows that it is reached.
-        samples = super().samples_for(backend, dtype, layout)
+        samples = self.samples(dtype, layout, large=backend.name.startswith("cpu-"))
         return samples[-1:] if backend.name == "cuda-emulated" else samples
 
     def typical(self, dtype, layout):
@@ -111,7 +111,7 @@ class TestContrastiveLoss(DifferentiableOpContract):
             assert_matches(actual, wide, gradients(eager, arguments), "gradient", others)
 
     def test_several_tiles_at_a_large_scale(self, backend):
-        if backend.is_slow:
+        if not backend.name.startswith("cpu-"):
             pytest.skip("no tiles")
         arguments = sample(1040, 16, queue=1030, scale=60.0)
         others = [gradients(function, arguments) for function in OTHERS[:2]]

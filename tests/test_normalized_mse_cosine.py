@@ -29,7 +29,7 @@ def flipped(a, b):
 
 
 class TestNormalizedMseCosine(DifferentiableOpContract):
-    layouts = ("contiguous", "transposed", "sliced")
+    layouts = ("contiguous", "sliced")
 
     def op(self, *arguments):
         return ops.normalized_mse_cosine(*arguments)

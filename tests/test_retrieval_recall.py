@@ -25,7 +25,7 @@ def sample(count, size, ks, dtype=torch.float32, layout="contiguous"):
 
 
 class TestRetrievalRecall(OpContract):
-    layouts = ("contiguous", "transposed", "sliced")
+    layouts = ("contiguous", "sliced")
 
     def op(self, *arguments):
         return ops.retrieval_recall(*arguments)
@@ -36,7 +36,10 @@ class TestRetrievalRecall(OpContract):
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
         small = [sample(20, 7, [1, 5, 20], **options), sample(33, 16, [2], **options)]
-        return [*small, *[sample(1100, 8, [1, 5, 10], **options)] * (large and layout == "contiguous")]
+        return [
+            *small,
+            *[sample(1100, 8, [1, 5, 10], **options)] * (large and dtype == torch.float32 and layout == "contiguous"),
+        ]
 
     def tiny(self):
         return sample(5, 3, [1, 2], dtype=torch.float64)
