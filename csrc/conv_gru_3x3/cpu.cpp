@@ -5,8 +5,9 @@
 
 #include <utility>
 
+#include "common/workspace.h"
 #include "conv_gru_3x3/host.h"
-#include "conv_lstm_3x3/workspace.h"
+#include "conv_lstm_3x3/frames.h"
 
 #define EVKERNELS_LOOPS "conv_gru_3x3/loops.inl"
 #include "common/foreach_isa.h"

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/workspace.h"
 #include "conv_lstm_1x1/host.h"
 
 #define EVKERNELS_LOOPS "conv_lstm_1x1/loops.inl"
@@ -76,19 +77,6 @@ bool with_tiles(const std::string& precision, Function function) {
   return false;
 }
 #endif
-
-constexpr std::align_val_t kCacheLine{64};
-
-template <class R>
-struct Delete {
-  void operator()(R* memory) const { ::operator delete(memory, kCacheLine); }
-};
-
-// Uninitialised memory for vectors, each on one cache line.
-template <class R>
-std::unique_ptr<R, Delete<R>> workspace(int64_t count) {
-  return std::unique_ptr<R, Delete<R>>(static_cast<R*>(::operator new(count * sizeof(R), kCacheLine)));
-}
 
 Tensor empty(const Tensor& like, ScalarType dtype, std::vector<int64_t> sizes, bool needed,
              MemoryFormat layout = MemoryFormat::Contiguous) {

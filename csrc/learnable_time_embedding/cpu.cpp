@@ -9,9 +9,9 @@
 #include <memory>
 #include <vector>
 
+#include "common/workspace.h"
 #include "common/tensor.h"
 #include "learnable_time_embedding/shape.h"
-#include "separable_conv2d/workspace.h"
 
 #define EVKERNELS_LOOPS "learnable_time_embedding/loops.inl"
 #include "common/foreach_isa.h"
@@ -117,7 +117,7 @@ class Widened {
 // Memory of one task; zeros, so that arithmetic on padding is harmless.
 template <class A>
 struct Scratch {
-  std::unique_ptr<A, Delete<A>> memory;
+  Workspace<A> memory;
   std::vector<int32_t> lists;
   Scratch(const TimeEmbeddingShape& s, bool backward)
       : memory(zeroed_workspace<A>(EVKERNELS_CALL(time_embedding_memory<A>, s, backward))), lists(s.lists()) {}

@@ -6,9 +6,9 @@
 
 #include <vector>
 
+#include "common/workspace.h"
 #include "depthwise_conv2d/cpu.h"
 #include "separable_conv2d/host.h"
-#include "separable_conv2d/workspace.h"
 
 #define EVKERNELS_LOOPS "separable_conv2d/loops.inl"
 #define EVKERNELS_AMX_LOOPS "separable_conv2d/amx.inl"

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/workspace.h"
 #include "depthwise_conv2d/cpu.h"
 #include "separable_conv2d/host.h"
-#include "separable_conv2d/workspace.h"
 #include "separable_norm_conv2d/norm.h"
 #include "separable_norm_conv2d/statistics.h"
 

@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/workspace.h"
 #include "common/tensor.h"
 #include "learnable_time_embedding/shape.h"
-#include "separable_conv2d/workspace.h"
 #include "time_basis/kind.h"
 
 #define EVKERNELS_LOOPS "time_basis/loops.inl"
