@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="alignment.safetensors of a training")
     _add_source(evaluate)
     evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for report.md and pictures")
-    evaluate.add_argument("--picture", choices=("tsne", "umap"), default="tsne", help="umap needs umap-learn")
     diagnose = commands.add_parser("diagnose", help="how far apart features are, before or after alignment")
     _add_source(diagnose)
     diagnose.add_argument("--checkpoint", type=Path, metavar="FILE", help="align the event features with it first")

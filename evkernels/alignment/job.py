@@ -83,7 +83,6 @@ def evaluate(args: argparse.Namespace) -> int:
             metrics,
             *embeddings,
             diagnose_alignment_quality(aligned, target),
-            args.picture,
         )
         terminal.line(f"{len(held_out):,} pairs: {report.in_words(metrics)}")
         terminal.line(f"report: {folder / 'report.md'}")

@@ -10,10 +10,10 @@ import numpy as np
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from evkernels import ops
-from evkernels.events.optional import require
 
 _EVENTS, _TARGETS = "#30638e", "#edae49"
 # Pairs in the picture of both kinds: more are a cloud, and t-SNE takes long.
@@ -33,15 +33,14 @@ def write(
     event: Tensor,
     target: Tensor,
     quality: dict[str, object],
-    picture: str = "tsne",
 ) -> None:
-    """Writes metrics.json, retrieval.png, tsne.png or umap.png, and report.md, of embeddings [N, D]."""
+    """Writes metrics.json, retrieval.png, tsne.png and report.md, of embeddings [N, D]."""
     count = len(event)
     (folder / "metrics.json").write_text(json.dumps({**metrics, **quality, "pairs": count}, indent=1) + "\n")
     draw_retrieval(folder / "retrieval.png", event, target)
     has_plane = count >= 4
     if has_plane:
-        draw_plane(folder / f"{picture}.png", event, target, picture)
+        draw_plane(folder / "tsne.png", event, target)
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     rows += [f"| {name.replace('_', ' ')} | {value} |" for name, value in quality.items() if isinstance(value, str)]
     lines = [
@@ -50,7 +49,7 @@ def write(
         "\n".join(["| measure | value |", "| --- | ---: |", *rows]),
         f"The acceptance rate is estimated from the cosine, {quality['estimated_acceptance_rate']:.2f}: not measured.",
         "![retrieval](retrieval.png)",
-        *[f"![both kinds of features]({picture}.png)"] * has_plane,
+        *["![both kinds of features](tsne.png)"] * has_plane,
     ]
     (folder / "report.md").write_text("\n\n".join(lines) + "\n")
 
@@ -88,26 +87,19 @@ def draw_retrieval(path: Path, event: Tensor, target: Tensor) -> None:
     figure.savefig(path)
 
 
-def draw_plane(path: Path, event: Tensor, target: Tensor, kind: str = "tsne") -> None:
-    """Embeddings of both kinds in one plane, by t-SNE or UMAP of their cosines; lines join pairs."""
+def draw_plane(path: Path, event: Tensor, target: Tensor) -> None:
+    """Embeddings of both kinds in one plane, by t-SNE of their cosines; lines join pairs."""
     step = -(-len(event) // _MOST_POINTS)
     both = [F.normalize(x[::step].float(), dim=1).numpy() for x in (event.detach(), target.detach())]
     count, points = len(both[0]), np.concatenate(both)
-    if kind == "umap":
-        plane = require("umap", "align", "the UMAP picture (pip install umap-learn)").UMAP(
-            n_neighbors=min(15, len(points) - 1), metric="cosine", random_state=0
-        )
-    else:
-        from sklearn.manifold import TSNE
-
-        plane = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(points) - 1) / 3), random_state=0)
+    plane = TSNE(metric="cosine", init="pca", perplexity=min(30, (len(points) - 1) / 3), random_state=0)
     x, y = plane.fit_transform(points).T
     figure = _figure(6, 6)
     axes = figure.subplots()
     axes.plot([x[:count], x[count:]], [y[:count], y[count:]], color="0.8", linewidth=0.4, zorder=0)
     axes.scatter(x[:count], y[:count], s=10, color=_EVENTS, label="events")
     axes.scatter(x[count:], y[count:], s=10, color=_TARGETS, label="targets")
-    axes.set(xticks=[], yticks=[], title=f"{'UMAP' if kind == 'umap' else 't-SNE'} of {count} pairs")
+    axes.set(xticks=[], yticks=[], title=f"t-SNE of {count} pairs")
     axes.legend()
     figure.savefig(path)
 
