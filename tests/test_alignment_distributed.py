@@ -1,5 +1,6 @@
 """evkernels.alignment in two processes over gloo: losses, gradients and training equal to those of one process."""
 
+import gc
 import os
 import socket
 import sys
@@ -66,6 +67,7 @@ def work(rank, folder, port):
     found = {"losses": losses(a[own], b[own], queue, distributed_contrastive_loss)}
     found |= {strategy: trained(strategy) for strategy in ("lightweight", "contrastive")}
     torch.save(found, Path(folder) / f"{rank}.pt")
+    gc.collect()
     dist.destroy_process_group()
     # What torchrun sets.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -1,5 +1,6 @@
 """conv_lstm_1x1: the contract of every op, and what is special to this one."""
 
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -423,11 +424,17 @@ class TestCellTakesIt:
 def _train_on_a_share(rank, cell, x, path):
     """One process of two: half of the batch; rank 0 writes the averaged gradients."""
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
-    parallel = torch.nn.parallel.DistributedDataParallel(Sequence(cell))
-    weighted_sum([parallel(x[:, rank : rank + 1])]).backward()
+    _backward_of_a_share(cell, x[:, rank : rank + 1])
     if rank == 0:
         torch.save([p.grad for p in cell.parameters()], f"{path}/gradients.pt")
+    gc.collect()
     dist.destroy_process_group()
+
+
+def _backward_of_a_share(cell, x):
+    """In a function that ends: if a DistributedDataParallel outlives its group, gloo's threads may never end."""
+    parallel = torch.nn.parallel.DistributedDataParallel(Sequence(cell))
+    weighted_sum([parallel(x)]).backward()
 
 
 class Sequence(torch.nn.Module):

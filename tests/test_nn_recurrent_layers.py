@@ -1,6 +1,7 @@
 """ConvLSTM and ConvGRU over sequences: torch.nn's conventions, resets, lengths, streams, and what a layer survives."""
 
 import copy
+import gc
 import os
 import pickle
 import socket
@@ -315,11 +316,17 @@ def ddp_worker(rank: int, port: int, layer, x, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    parallel = nn.parallel.DistributedDataParallel(layer)
-    output, _ = parallel(x[:, rank : rank + 1])
-    output.square().mean().backward()
+    backward_of_a_share(layer, x[:, rank : rank + 1])
     torch.save([parameter.grad for parameter in layer.parameters()], f"{folder}/{rank}.pt")
+    gc.collect()
     torch.distributed.destroy_process_group()
+
+
+def backward_of_a_share(layer, x) -> None:
+    """In a function that ends: if a DistributedDataParallel outlives its group, gloo's threads may never end."""
+    parallel = nn.parallel.DistributedDataParallel(layer)
+    output, _ = parallel(x)
+    output.square().mean().backward()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):

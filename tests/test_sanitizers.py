@@ -11,6 +11,7 @@ from emulation import build
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.timeout(7200)
 @pytest.mark.sanitizer
 @pytest.mark.skipif(
     platform.system() != "Linux", reason="preloads the sanitizers' libraries, which is done on Linux only"

@@ -15,6 +15,7 @@ from evkernels.__main__ import main
 
 
 # 70 s on a quiet core: with as few steps as the suite has time for, shapes are not yet found.
+@pytest.mark.timeout(3600)
 @pytest.mark.training
 def test_detector_of_moving_shapes(tmp_path):
     for name, count, seed in (("train", 32, 1), ("val", 3, 2)):

@@ -67,29 +67,33 @@ def work(rank, folder, port):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "torchrun sets it"
     torch.set_num_threads(1)
-    results = {}
     with processes.group(torch.device("cpu")) as device:
-        for name in NETWORKS:
-            settings = load(name, folder / f"{name}.yaml", [])
-            whole, losses = Trainer(settings, device), []
-            for batch in islice(whole.batches(), STEPS):
-                losses.append(whole.train_step(batch))
-                if whole.step == 1:
-                    gradient = gradient_of(whole.model)
-                    whole.save(folder / f"{name}.ckpt")
-            resumed = Trainer(settings, device)
-            resumed.load(folder / f"{name}.ckpt")
-            assert taken(resumed, STEPS - 1) == losses[1:]
-            for key, value in whole.model.state_dict().items():
-                assert torch.equal(value, resumed.model.state_dict()[key]), key
-            results[name] = losses, gradient, whole.model.state_dict()
-        norm = processes.SynchronizedBatchNorm2d.like(nn.BatchNorm2d(3).double())
-        # Three samples here and none there.
-        x = torch.load(folder / "x.pt")[: 3 - 3 * rank].requires_grad_()
-        y = norm(x)
-        (y * torch.load(folder / "gradient.pt")[: 3 - 3 * rank]).sum().backward()
-        results["norm"] = y.detach(), x.grad, norm.state_dict(), processes.gathered(norm.weight.grad)
-    torch.save(results, folder / f"results{rank}.pt")
+        torch.save(results_of_one(rank, folder, device), folder / f"results{rank}.pt")
+
+
+def results_of_one(rank, folder, device):
+    results = {}
+    for name in NETWORKS:
+        settings = load(name, folder / f"{name}.yaml", [])
+        whole, losses = Trainer(settings, device), []
+        for batch in islice(whole.batches(), STEPS):
+            losses.append(whole.train_step(batch))
+            if whole.step == 1:
+                gradient = gradient_of(whole.model)
+                whole.save(folder / f"{name}.ckpt")
+        resumed = Trainer(settings, device)
+        resumed.load(folder / f"{name}.ckpt")
+        assert taken(resumed, STEPS - 1) == losses[1:]
+        for key, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[key]), key
+        results[name] = losses, gradient, whole.model.state_dict()
+    norm = processes.SynchronizedBatchNorm2d.like(nn.BatchNorm2d(3).double())
+    # Three samples here and none there.
+    x = torch.load(folder / "x.pt")[: 3 - 3 * rank].requires_grad_()
+    y = norm(x)
+    (y * torch.load(folder / "gradient.pt")[: 3 - 3 * rank]).sum().backward()
+    results["norm"] = y.detach(), x.grad, norm.state_dict(), processes.gathered(norm.weight.grad)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +151,10 @@ def test_batch_norm_over_all_processes(folder, results):
 
 def test_torchrun(folder, results, tmp_path):
     """The command line: one folder of logs and checkpoints, with the numbers of the processes above."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "evkernels", "train", "rvt", str(folder / "rvt.yaml"), "--out", str(tmp_path / "run")]
+    # The machine's own name need not be one that it can look up.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+    command += ["--nproc-per-node", "2", "-m", "evkernels", "train", "rvt", str(folder / "rvt.yaml")]
+    command += ["--out", str(tmp_path / "run")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )

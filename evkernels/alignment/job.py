@@ -34,38 +34,41 @@ Split = tuple[AlignmentDataset, AlignmentDataset]
 
 def train(args: argparse.Namespace) -> int:
     """Trains one module per duration."""
-    terminal = Terminal()
     with processes.group(arguments.device(args.device)) as device:
-        rank = processes.rank()
-        say = terminal.line if rank == 0 else lambda text: None
-        for name, folder in _targets(args):
-            if folder.exists() and (folder / "alignment.state").exists() and not args.resume:
-                raise InputError(f"--out {folder}: holds an earlier run; --resume goes on with it")
-            pairs = _pairs(args, name)
-            held_in, held_out = _split(pairs, args.held_out, args.seed)
-            alignment = _module(args, held_in, rank)
-            say(f"{len(held_in):,} pairs to train on, {len(held_out):,} held out; results in {folder}")
-            kind = next(key for key, config in CONFIGS.items() if type(alignment.config) is config)
-            trainer = TRAINERS[kind](
-                alignment,
-                held_in,
-                held_out,
-                learning_rate=args.learning_rate,
-                batch_size=args.batch_size,
-                patience=args.patience,
-                device=device,
-                seed=args.seed,
-            )
-            title = f"training, {args.num_epochs} epochs"
-            with terminal.step(title, args.num_epochs) if rank == 0 else nullcontext(lambda: None) as advance:
-                history = trainer.train(
-                    args.num_epochs, folder / "alignment.pt", args.resume, lambda row, advance=advance: advance()
-                )
-            if rank == 0:
-                report.draw_training(folder / "training.png", history)
-                best = history[trainer.best_epoch]
-                say(f"best epoch {best['epoch']}: " + report.in_words(best))
+        _train_each(args, device)
     return 0
+
+
+def _train_each(args: argparse.Namespace, device: torch.device) -> None:
+    terminal, rank = Terminal(), processes.rank()
+    say = terminal.line if rank == 0 else lambda text: None
+    for name, folder in _targets(args):
+        if folder.exists() and (folder / "alignment.state").exists() and not args.resume:
+            raise InputError(f"--out {folder}: holds an earlier run; --resume goes on with it")
+        pairs = _pairs(args, name)
+        held_in, held_out = _split(pairs, args.held_out, args.seed)
+        alignment = _module(args, held_in, rank)
+        say(f"{len(held_in):,} pairs to train on, {len(held_out):,} held out; results in {folder}")
+        kind = next(key for key, config in CONFIGS.items() if type(alignment.config) is config)
+        trainer = TRAINERS[kind](
+            alignment,
+            held_in,
+            held_out,
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            patience=args.patience,
+            device=device,
+            seed=args.seed,
+        )
+        title = f"training, {args.num_epochs} epochs"
+        with terminal.step(title, args.num_epochs) if rank == 0 else nullcontext(lambda: None) as advance:
+            history = trainer.train(
+                args.num_epochs, folder / "alignment.pt", args.resume, lambda row, advance=advance: advance()
+            )
+        if rank == 0:
+            report.draw_training(folder / "training.png", history)
+            best = history[trainer.best_epoch]
+            say(f"best epoch {best['epoch']}: " + report.in_words(best))
 
 
 def evaluate(args: argparse.Namespace) -> int:

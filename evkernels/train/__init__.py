@@ -10,10 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evkernels import arguments
 from evkernels.arguments import InputError
 from evkernels.events.optional import require
+
+if TYPE_CHECKING:
+    import torch
+
+    from evkernels.train.settings import Settings
 
 _LIBRARIES = {"rvt": ("omegaconf", "rich", "pycocotools"), "efficient_conv_lstm": ("omegaconf", "rich")}
 
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         for library in _LIBRARIES[args.model]:
             require(library, "train", "training")
         device = arguments.device(args.device)
-        from evkernels.train import job, processes
+        from evkernels.train import processes
         from evkernels.train.settings import load
 
         settings = load(args.model, args.config, args.set)
@@ -51,11 +57,17 @@ def run(args: argparse.Namespace) -> int:
     except (InputError, ImportError) as error:
         return _refused(error)
     with processes.group(device) as device:
-        try:
-            trainer = job.prepare(settings, args.out, device, args.resume)
-        except (InputError, ImportError, ValueError, OSError) as error:
-            return _refused(error)
-        return job.train(trainer, args.out)
+        return _train(settings, args, device)
+
+
+def _train(settings: Settings, args: argparse.Namespace, device: torch.device) -> int:
+    from evkernels.train import job
+
+    try:
+        trainer = job.prepare(settings, args.out, device, args.resume)
+    except (InputError, ImportError, ValueError, OSError) as error:
+        return _refused(error)
+    return job.train(trainer, args.out)
 
 
 def _refused(error: Exception) -> int:

@@ -6,6 +6,7 @@ batch counts, so the numbers are those of one process, up to rounding.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
-    """The group of the processes that torchrun started, none without it; yields this process's device."""
+    """The group of the processes that torchrun started, none without it; yields this process's device.
+
+    What communicates (a DistributedDataParallel) belongs into a function that ends inside: if it outlives the group, it
+    is the last to hold gloo's threads, and joins them with Python's lock, which they may be waiting for.
+    """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield device
         return
@@ -28,6 +33,8 @@ def group(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     finally:
+        # DistributedDataParallel lies in a cycle of references.
+        gc.collect()
         dist.destroy_process_group()
 
 
