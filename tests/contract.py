@@ -4,6 +4,7 @@ The checks that are the same for all ops are written here once: values and gradi
 dtype, layout and backend, gradcheck, opcheck, torch.compile, export, torch.func, forward mode, threads, aliasing.
 """
 
+import gc
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
@@ -354,3 +356,16 @@ def registered_calls(function, arguments) -> list[tuple]:
         if results:
             weighted_sum(results).backward()
     return recorder.calls
+
+
+def peak_memory(function) -> int:
+    """Bytes that PyTorch's allocator has handed out at most while `function()` ran, beyond what was there before."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        function()
+    now = most = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most

@@ -1,11 +1,9 @@
 """contrastive_loss: the contract of every op, and what is special to this one."""
 
-import gc
-
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import DifferentiableOpContract, gradients, widened
+from contract import DifferentiableOpContract, gradients, peak_memory, widened
 
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
@@ -175,21 +173,9 @@ class TestContrastiveLoss(DifferentiableOpContract):
 
 def test_memory_is_a_tile_and_not_the_logits():
     """Peak of what is allocated, forward and backward, against plain PyTorch's."""
-    from torch.profiler import ProfilerActivity, profile
-
-    def peak(function):
-        arguments = [value.requires_grad_() for value in sample(4096, 16)[:3]]
-        gc.collect()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            function(*arguments).backward()
-        now = most = 0
-        for event in recorded.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                now += event.nbytes()
-                most = max(most, now)
-        return most
-
-    assert 0 < peak(ops.contrastive_loss) <= 0.1 * peak(eager)
+    arguments = [value.requires_grad_() for value in sample(4096, 16)[:3]]
+    ours, plain = (peak_memory(lambda f=f: f(*arguments).backward()) for f in (ops.contrastive_loss, eager))
+    assert 0 < ours <= 0.1 * plain
 
 
 def test_rejects_what_it_cannot_take():

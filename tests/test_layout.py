@@ -34,10 +34,9 @@ WITHOUT = {
     "conv_gru_3x3": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # On a device products are a library's, and what is done between them is Triton's.
     "contrastive_loss": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
-    # A few passes over features: on GPUs the reference, made of PyTorch's own operators, serves.
-    "normalized_mse_cosine": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
-    # On a device, tiles of a library's products and PyTorch's own comparisons: ops/retrieval_recall.py.
-    "retrieval_recall": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # Reductions of rows, and counts between a library's products: on GPUs Triton serves.
+    "normalized_mse_cosine": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
+    "retrieval_recall": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
     # Two matrix products and pointwise work: on GPUs the reference, made of PyTorch's own operators, serves.
     "learnable_time_embedding": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Pointwise work and sums, which torch.compile fuses: on GPUs the reference serves.

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import OpContract
+from contract import OpContract, peak_memory
 
 from evkernels import ops
 from evkernels.testing import tensor
@@ -41,6 +41,9 @@ class TestRetrievalRecall(OpContract):
             *[sample(1100, 8, [1, 5, 10], **options)] * (large and dtype == torch.float32 and layout == "contiguous"),
         ]
 
+    def typical(self, dtype, layout):
+        return [sample(1024, 16, [1, 5], dtype=dtype)]
+
     def tiny(self):
         return sample(5, 3, [1, 2], dtype=torch.float64)
 
@@ -51,6 +54,10 @@ class TestRetrievalRecall(OpContract):
     def test_several_tiles_and_ties(self, backend, monkeypatch, count):
         """Axes of one and many times: every similarity is exactly 0 or 1, most of them ties."""
         monkeypatch.setattr(importlib.import_module("evkernels.ops.retrieval_recall"), "_TILE", count // 5)
+        if backend.name == "triton":
+            monkeypatch.setattr(
+                importlib.import_module("evkernels.triton_kernels.retrieval_recall"), "TILE", count // 5
+            )
         axes = torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(3))
         targets = torch.eye(5)[axes].to(backend.device)
         queries = torch.eye(5)[axes.roll(1)].to(backend.device)
@@ -67,6 +74,12 @@ class TestRetrievalRecall(OpContract):
         b = a.clone()
         b[2, 2] = float("nan")
         assert ops.retrieval_recall(a, b, (1, 4)).tolist() == [0.75, 0.75]
+
+
+def test_memory_of_many_pairs_is_a_tile():
+    """All similarities of 50,000 pairs would take 10 GB."""
+    queries, targets, ks = sample(50_000, 4, [1, 10])
+    assert 0 < peak_memory(lambda: ops.retrieval_recall(queries, targets, ks)) < 16e6
 
 
 def test_has_no_gradient():

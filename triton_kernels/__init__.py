@@ -18,6 +18,8 @@ from evkernels.triton_kernels.gru_gates import (
     gru_update_backward,
 )
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
+from evkernels.triton_kernels.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
+from evkernels.triton_kernels.retrieval_recall import retrieval_recall
 from evkernels.triton_kernels.separable_conv2d import separable_conv2d
 from evkernels.triton_kernels.time_surface import time_surface
 from evkernels.triton_kernels.voxel_grid import voxel_grid
@@ -38,6 +40,9 @@ __all__ = [
     "gru_update_backward",
     "lstm_gates",
     "lstm_gates_backward",
+    "normalized_mse_cosine",
+    "normalized_mse_cosine_backward",
+    "retrieval_recall",
     "separable_conv2d",
     "time_surface",
     "voxel_grid",
