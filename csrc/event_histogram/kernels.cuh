@@ -10,6 +10,10 @@
 // From DRAM come 13 bytes per event (x, y 2, p 1, t 8) and to it goes one per cell, the least where the order of times
 // is not known beforehand; docs/gpu.md has the counts. Counting all events by compare-and-swap on the output, after a
 // pass that clears it, reads and writes every sector that an event meets once more.
+//
+// One launch of 32 registers a thread would do for windows that are known to be sorted. `order` and `count`, 1.2 of 10
+// to 23 instructions of a warp per event each, are the price of not believing it. `tile` has 64 registers for the rows
+// of a round; at 512 threads that is two blocks per multiprocessor, and so many its 79 KiB of shared memory allow.
 #pragma once
 
 #include "event_histogram/tile.cuh"
