@@ -95,14 +95,14 @@ __global__ void __launch_bounds__(kDepthwiseThreads, K == 5 ? 3 : 4)
   const int warp = threadIdx.x / 32;
   if (static_cast<int>(threadIdx.x % 32) < s.lanes) {
 #pragma unroll
-    for (int t = 0; t < kTaps; ++t) of_warps[(t * s.lanes + lane) * kWarps + warp] = partial[t];
+    for (int t = 0; t < kTaps; ++t) of_warps[(t * kWarps + warp) * s.lanes + lane] = partial[t];
   }
   __syncthreads();
 #pragma unroll 1
   for (int e = threadIdx.x; e < kTaps * s.lanes; e += kDepthwiseThreads) {
     if (channel + lane >= g.channels) continue;
     A total = 0;
-    for (int w = 0; w < kWarps; ++w) total += of_warps[e * kWarps + w];
+    for (int w = 0; w < kWarps; ++w) total += of_warps[(e / s.lanes * kWarps + w) * s.lanes + lane];
     const int filter = g.channels == 1 ? plane % g.filters : channel + lane;
     const int sample = g.channels == 1 ? plane / g.filters : plane;
     const int64_t row = static_cast<int64_t>(filter) * taps + only_tap + e / s.lanes;
