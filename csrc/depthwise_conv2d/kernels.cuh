@@ -4,8 +4,9 @@
 //
 // The same kernel is the forward pass, the gradient at the pre-activation, and at stride 1 the gradient of the input,
 // which is a convolution with the turned filter. Activation and stride are uniform branches: a kernel for each would
-// take twice as long to compile. Taps that fall on padding are left out rather than multiplied by zero: an infinite
-// weight does not make them NaN.
+// take twice as long to compile. Weights of columns that fall on padding are zero, so that an infinite one does not
+// make NaN of a zero of the padding; leaving these taps out by a branch per row took a fifth more integer instructions
+// and 80 registers instead of 57. On paper integer instructions still bound it, not memory: docs/gpu.md.
 #pragma once
 
 #include "common/activation.h"
@@ -51,29 +52,30 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
   int64_t from = at.input(at.first, g), to = at.output(at.first, g);
   if constexpr (K > 0) {
     A w[K * K], sums[K];  // sums[r] is of the output that the current input row meets at tap row r
-    bool inside[K];
+    const X* columns[K];  // null where the column lies in the padding, and its weights are zero
     const T* const taps = weight + static_cast<int64_t>(at.filter) * (K * K);
 #pragma unroll
-    for (int t = 0; t < K * K; ++t) w[t] = to_float(taps[turned ? K * K - 1 - t : t]);
+    for (int c = 0; c < K; ++c) {
+      const bool inside = left + c >= 0 && left + c < g.width;
+      columns[c] = inside ? x + from + c * g.channels : nullptr;
+      sums[c] = start;
 #pragma unroll
-    for (int r = 0; r < K; ++r) {
-      sums[r] = start;
-      inside[r] = left + r >= 0 && left + r < g.width;
+      for (int t = c; t < K * K; t += K) w[t] = inside ? to_float(taps[turned ? K * K - 1 - t : t]) : A(0);
     }
     const int end = (at.last - 1) * g.stride - g.padding + K;
     int until_complete = K;
+    int64_t step = 0;
 #pragma unroll 1
-    for (int row = at.first * g.stride - g.padding; row < end; ++row, from += x_row) {
+    for (int row = at.first * g.stride - g.padding; row < end; ++row, step += x_row) {
 #pragma unroll
       for (int r = K - 1; r > 0; --r) sums[r] = sums[r - 1];
       sums[0] = start;
       if (row >= 0 && row < g.height) {
         A value[K];
 #pragma unroll
-        for (int c = 0; c < K; ++c) value[c] = inside[c] ? to_float(x[from + c * g.channels]) : A(0);
+        for (int c = 0; c < K; ++c) value[c] = columns[c] ? to_float(columns[c][step]) : A(0);
 #pragma unroll
         for (int c = 0; c < K; ++c) {
-          if (!inside[c]) continue;
 #pragma unroll
           for (int r = 0; r < K; ++r) sums[r] += value[c] * w[r * K + c];
         }
