@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import numpy as np
 import pytest
@@ -384,21 +385,23 @@ def whole(tmp_path_factory, long_recording):
 def test_ended_in_the_middle_then_run_again_gives_the_same_bytes(tmp_path, long_recording, whole, jobs, how):
     folder = tmp_path / "long" / FOLDER
     run = ["preprocess", str(long_recording.parent), str(tmp_path), "--jobs", jobs]
-    child = subprocess.Popen([sys.executable, "-m", "evkernels", *run], stdout=subprocess.DEVNULL)
-    partial = folder / "event_representations.h5.partial"
+    # A session in the background of a script ignores SIGINT, and its children with it.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    child = subprocess.Popen([sys.executable, "-m", "evkernels", *run], stdout=subprocess.DEVNULL, preexec_fn=heed)
+    unfinished = folder / "event_representations.h5.partial"
     deadline = time.monotonic() + 120
-    while not (partial.exists() and partial.stat().st_size > 1_000_000):
+    while not (unfinished.exists() and unfinished.stat().st_size > 1_000_000):
         assert child.poll() is None, "it ended before it could be ended"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     child.send_signal(how)
     assert child.wait() == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert [path.name for path in folder.iterdir()] == ([] if how == signal.SIGINT else [partial.name])
+    assert [path.name for path in folder.iterdir()] == ([] if how == signal.SIGINT else [unfinished.name])
     if jobs != "1":
         time.sleep(0.5)
-        left = partial.stat().st_size
+        left = unfinished.stat().st_size
         time.sleep(0.5)
-        assert partial.stat().st_size == left, "a worker outlived the process that started it"
+        assert unfinished.stat().st_size == left, "a worker outlived the process that started it"
     assert main([*run[:3]]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["event_representations.h5", "timestamps_us.npy"]
     for path in folder.iterdir():
