@@ -1,7 +1,7 @@
 """Recall of retrieval in Triton: tiles of cosines by a library's product, each counted in one pass.
 
 One program takes ROWS queries and counts, over the targets of a tile, those that come before the query's own.
-PyTorch's comparisons and sums write and read a mask of the tile instead, in four launches.
+PyTorch's comparisons and sums would write and read a mask of the tile besides.
 """
 
 from collections.abc import Sequence

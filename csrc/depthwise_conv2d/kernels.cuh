@@ -6,7 +6,8 @@
 // which is a convolution with the turned filter. Activation and stride are uniform branches: a kernel for each would
 // take twice as long to compile. Weights of columns that fall on padding are zero, so that an infinite one does not
 // make NaN of a zero of the padding; leaving these taps out by a branch per row took a fifth more integer instructions
-// and 80 registers instead of 57. On paper integer instructions still bound it, not memory: docs/gpu.md.
+// and for 5 x 5 80 registers instead of 57 on sm_80, but 48 instead of 64 on sm_100. On paper integer instructions
+// still bound it, not memory: docs/gpu.md.
 #pragma once
 
 #include "common/activation.h"
