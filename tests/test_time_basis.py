@@ -7,7 +7,7 @@ from contract import DifferentiableOpContract, widened
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
 
-KINDS = ("cosine", "gaussian", "mexican_hat", "morlet")
+KINDS = ("cosine", "gaussian", "mexican_hat", "morlet", "stepped_cubic")
 
 
 def eager(t, gate, rate, shift, weight, kind):
@@ -16,6 +16,9 @@ def eager(t, gate, rate, shift, weight, kind):
     bell = torch.exp(-(z**2) / 2)
     if kind == "cosine":
         basis = z.cos()
+    elif kind == "stepped_cubic":
+        u, count = z.clamp(0, 1), rate.shape[1]
+        basis = (1 - u) ** 3 / 6 * ((u * (count - 1)).ceil() == torch.arange(count))
     else:
         basis = {"gaussian": 1, "mexican_hat": 1 - z**2, "morlet": (5 * z).cos()}[kind] * bell
     return gate[:, None] * (basis * weight).sum(-1)
@@ -23,6 +26,8 @@ def eager(t, gate, rate, shift, weight, kind):
 
 def eager_backwards(t, gate, rate, shift, weight, kind):
     """The same with timestamps and functions in reversed order: plain PyTorch's sums in another order."""
+    if kind == "stepped_cubic":
+        return eager(t.flip(0), gate.flip(0), rate, shift, weight, kind).flip(0)
     return eager(t.flip(0), gate.flip(0), rate.flip(1), shift.flip(1), weight.flip(1), kind).flip(0)
 
 
@@ -53,7 +58,7 @@ class TestTimeBasis(DifferentiableOpContract):
         return [eager_backwards]
 
     def samples(self, dtype, layout, large):
-        sizes = [(67, 9, 17), (33, 8, 5), (41, 5, 8), (34, 17, 6)]
+        sizes = [(67, 9, 17), (33, 8, 5), (41, 5, 8), (34, 17, 6), (35, 7, 10)]
         made = [sample(*size, kind, dtype, layout) for size, kind in zip(sizes, KINDS, strict=True)]
         return made + [sample(2100, 8, 16, "cosine", dtype, layout)] * (large and dtype != torch.float64)
 
@@ -130,7 +135,7 @@ class TestTimeBasis(DifferentiableOpContract):
             ("rate", torch.zeros(3), r"rate must be \[D, J\], got \(3,\)"),
             ("shift", torch.zeros(4, 3), r"shift must be \[D, J\] = \(3, 4\), got \(4, 3\)"),
             ("weight", torch.zeros(3, 4, device="meta"), "weight must be on the device of t, cpu, got meta"),
-            ("kind", "sine", "kind must be one of cosine, gaussian, mexican_hat, morlet, got 'sine'"),
+            ("kind", "sine", "kind must be one of cosine, gaussian, mexican_hat, morlet, stepped_cubic, got 'sine'"),
         ],
     )
     def test_rejects_values(self, name, value, message):

@@ -30,8 +30,9 @@ TimeBasis kind_of(const std::string& name) {
   if (name == "cosine") return TimeBasis::kCosine;
   if (name == "gaussian") return TimeBasis::kGaussian;
   if (name == "mexican_hat") return TimeBasis::kMexicanHat;
-  STD_TORCH_CHECK(name == "morlet", "kind must be cosine, gaussian, mexican_hat or morlet");
-  return TimeBasis::kMorlet;
+  if (name == "morlet") return TimeBasis::kMorlet;
+  STD_TORCH_CHECK(name == "stepped_cubic", "kind must be cosine, gaussian, mexican_hat, morlet or stepped_cubic");
+  return TimeBasis::kSteppedCubic;
 }
 
 Tensor dense(const Tensor& t) { return in_layout(t, MemoryFormat::Contiguous); }

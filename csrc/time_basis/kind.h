@@ -3,6 +3,6 @@
 
 namespace evkernels {
 
-enum class TimeBasis { kCosine, kGaussian, kMexicanHat, kMorlet };
+enum class TimeBasis { kCosine, kGaussian, kMexicanHat, kMorlet, kSteppedCubic };
 
 }  // namespace evkernels

@@ -72,7 +72,7 @@ class ImmediateKANMammote(nn.Module):
         top, aux_features: Of `KMOTE`.
 
     State-dict keys are those of ImmediateFasterKANLayer of kan-mammote, with or without the prefix
-    `immediate_fasterkan_layer.` of the model around it. Plain PyTorch but for the experts of `KMOTE`.
+    `immediate_fasterkan_layer.` of the model around it. Plain PyTorch but for `KMOTE`.
     """
 
     def __init__(self, dim: int = 32, hidden: int = 32, grids: int = 8, top: int = 2, aux_features: int = 0):

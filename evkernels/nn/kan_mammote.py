@@ -104,7 +104,7 @@ class KANMammote(nn.Module):
         published: Of `ContinuousMambaLayer`: True for the arithmetic of the published model.
 
     State-dict keys are those of KAN_MAMOTE_Model of kan-mammotev2, without the aliases `ct_mamba_block.kmote_layer` and
-    `ct_mamba_block.faster_kan_layer`; checkpoints that have them load. Plain PyTorch, as is `KMOTE`.
+    `ct_mamba_block.faster_kan_layer`; checkpoints that have them load. Plain PyTorch but for `KMOTE`.
     """
 
     def __init__(

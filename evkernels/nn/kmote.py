@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from evkernels import ops
 from evkernels.nn.time_experts import (
     CosineBasis,
     Expert,
@@ -16,8 +17,8 @@ from evkernels.nn.time_experts import (
 )
 
 _KINDS = ("fourier", "spline", "rkhs_gaussian", "wavelet")
-# Timestamps that the router sees at a time where no gradient is needed: what is in between stays in the second-level
-# cache.
+# Timestamps that generation B's router sees at a time where no gradient is needed: what is in between stays in the
+# second-level cache.
 _CHUNK = 2048
 
 
@@ -43,8 +44,8 @@ class KMOTE(nn.Module):
     Raises:
         ValueError: if `dim`, `top`, `wavelet`, `generation` or `experts` is not among those above.
 
-    Cosines, Gaussians and wavelets are `ops.time_basis`; the router and the spline are plain PyTorch. How many
-    timestamps the spline gets depends on the data, so torch.compile splits the graph there.
+    The router of generation "A" is `ops.expert_router`, that of "B" plain PyTorch; the experts are `ops.time_basis`,
+    but "B"'s spline plain PyTorch. How many timestamps that gets depends on the data: torch.compile splits the graph.
     Source: K_MOTE of kan-mammote.
     """
 
@@ -91,21 +92,10 @@ class KMOTE(nn.Module):
         """
         times = t.reshape(-1)
         seen = times[:, None] if aux is None else torch.cat([times[:, None], aux.reshape(len(times), -1)], dim=1)
-        parts = (seen,) if torch.is_grad_enabled() else seen.split(_CHUNK)
-        # Experts along the first axis: a softmax over a last axis so short takes three times as long.
-        weights = torch.cat([self.router(part) for part in parts]).T.contiguous().softmax(dim=0)
-        outputs = [
-            expert(times, gate) for expert, gate in zip(self.experts.values(), self._gates(weights), strict=True)
-        ]
+        weights, gates = self.router(seen, self.top)
+        outputs = [expert(times, gate) for expert, gate in zip(self.experts.values(), gates, strict=True)]
         embedding = torch.cat(outputs, dim=1) if self.generation == "A" else self.layer_norm(sum(outputs))
         return embedding.reshape(*t.shape, self.dim), weights.T.reshape(*t.shape, len(weights))
-
-    def _gates(self, weights: Tensor) -> Tensor:
-        """Factors of the experts [E, N], 0 for those not chosen, from the router's weights [E, N]."""
-        is_chosen = _ranks(weights.detach()) < self.top
-        if self.generation == "B" and self.top < len(weights):
-            return torch.where(is_chosen, weights, -math.inf).softmax(dim=0)
-        return torch.where(is_chosen, weights, 0)
 
 
 def _ranks(weights: Tensor) -> Tensor:
@@ -160,21 +150,28 @@ def _network(inputs: int, experts: int) -> nn.Sequential:
 
 
 class _Router(nn.Module):
-    """Logits of the experts."""
+    """The experts' weights and gates [E, N], from what is seen of N timestamps and how many are chosen."""
 
     def __init__(self, inputs: int, experts: int):
         super().__init__()
         self.mlp = _network(inputs, experts)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return self.mlp(seen)
+    def forward(self, seen: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        return ops.expert_router(seen, *self.mlp.parameters(), top)
 
 
 class _NoisyRouter(nn.Module):
+    """The same with noise on the logits in training; another softmax normalises gates unless all are chosen."""
+
     def __init__(self, inputs: int, experts: int):
         super().__init__()
         self.router_network = _network(inputs, experts)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        logits = self.router_network(seen)
-        return logits + 0.01 * torch.randn_like(logits) if self.training else logits
+    def forward(self, seen: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        parts = (seen,) if torch.is_grad_enabled() else seen.split(_CHUNK)
+        # Experts along the first axis: a softmax over a last axis so short takes three times as long.
+        logits = torch.cat([self.router_network(part) for part in parts]).T.contiguous()
+        weights = (logits + 0.01 * torch.randn_like(logits) if self.training else logits).softmax(dim=0)
+        if top == len(weights):
+            return weights, weights
+        return weights, torch.where(_ranks(weights.detach()) < top, weights, -math.inf).softmax(dim=0)

@@ -1,10 +1,9 @@
 """Experts of K-MOTE: an affine map of time per feature, then a sum of basis functions of it, times a gate.
 
-Two affine maps are one, so that cosines, Gaussians and wavelets are `ops.time_basis` with parameters made of both maps.
+Two affine maps are one, so that all but the B-splines are `ops.time_basis` with parameters made of both maps.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,6 @@ class Expert(nn.Module):
 
     def forward(self, t: Tensor, gate: Tensor) -> Tensor:
         scale, offset = self.alpha_weights[0], self.alpha_bias
-        if isinstance(self.basis_function, SplineBasis):
-            return _gated(t, gate, lambda column: self.basis_function(column * scale + offset), len(offset))
         return ops.time_basis(t, gate, *self.basis_function.functions(scale[:, None], offset[:, None]))
 
 
@@ -49,7 +46,8 @@ class CosineBasis(nn.Module):
 
 class SplineBasis(nn.Module):
     """As published, the value is (1 - u)^3 / 6 times the third difference of four control points: no B-spline, because
-    the published matrix has rank one, and u runs over the whole range instead of one segment.
+    the published matrix has rank one, and u runs over the whole range instead of one segment. The knots are uniform;
+    on which side of one a time falls that rounds to it may differ.
     """
 
     def __init__(self, dim: int, count: int = 13):
@@ -60,15 +58,11 @@ class SplineBasis(nn.Module):
         # Only a key of the published checkpoints: what it does is written out below.
         self.register_buffer("psi_k_matrix", signed[:, None] * signed / 6)
 
-    def forward(self, x: Tensor) -> Tensor:
-        low, high = self.knots[3], self.knots[-4]
-        x = x.clamp(low, high)
-        u = (x - low) / (high - low)
-        segment = torch.searchsorted(self.knots, x.detach().contiguous()) - 3
-        points = self.control_points
+    def functions(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+        points, low, length = self.control_points, self.knots[3], self.knots[-4] - self.knots[3]
         differences = points[:, :-3] - 3 * (points[:, 1:-2] - points[:, 2:-1]) - points[:, 3:]
-        segment = segment.clamp(0, differences.shape[1] - 1)
-        return (1 - u) ** 3 / 6 * differences.T.gather(0, segment)
+        rate, shift = ((value / length).expand_as(differences) for value in (scale, offset - low))
+        return rate, shift, differences, "stepped_cubic"
 
 
 class GaussianBasis(nn.Module):
@@ -112,7 +106,9 @@ class SplineExpert(nn.Module):
         self.scale_sp = nn.Parameter(torch.ones(1, dim))
 
     def forward(self, t: Tensor, gate: Tensor) -> Tensor:
-        return _gated(t, gate, self._edges, self.coef.shape[1])
+        rows = gate.nonzero()[:, 0]
+        values = self._edges(t[rows, None]) * gate[rows, None]
+        return values.new_zeros(len(t), self.coef.shape[1]).index_copy(0, rows, values)
 
     def _edges(self, column: Tensor) -> Tensor:
         count = self.intervals + 3
@@ -127,10 +123,3 @@ def _scaled(scale: Tensor, offset: Tensor, middles: Tensor, raw_widths: Tensor) 
     """Rate and shift of (scale * time + offset - middle) / width, for every function [dim, count]."""
     per_width = 1 / (softplus(raw_widths) + 1e-6)
     return scale * per_width, (offset - middles) * per_width
-
-
-def _gated(t: Tensor, gate: Tensor, function: Callable[[Tensor], Tensor], dim: int) -> Tensor:
-    """Function(t) * gate [N, dim], computed where the gate is not 0."""
-    rows = gate.nonzero()[:, 0]
-    values = function(t[rows, None]) * gate[rows, None]
-    return values.new_zeros(len(t), dim).index_copy(0, rows, values)

@@ -10,6 +10,7 @@ from evkernels.ops.conv_lstm_1x1 import conv_lstm_1x1
 from evkernels.ops.conv_lstm_3x3 import conv_lstm_3x3
 from evkernels.ops.depthwise_conv2d import depthwise_conv2d
 from evkernels.ops.event_histogram import event_histogram
+from evkernels.ops.expert_router import expert_router
 from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
@@ -28,6 +29,7 @@ __all__ = [
     "conv_lstm_3x3",
     "depthwise_conv2d",
     "event_histogram",
+    "expert_router",
     "gru_gates",
     "gru_reset",
     "gru_update",

@@ -6,7 +6,7 @@ from torch import Tensor
 from evkernels import reference
 from evkernels.ops import checks, registration
 
-KINDS = ("cosine", "gaussian", "mexican_hat", "morlet")
+KINDS = ("cosine", "gaussian", "mexican_hat", "morlet", "stepped_cubic")
 
 
 def time_basis(t: Tensor, gate: Tensor, rate: Tensor, shift: Tensor, weight: Tensor, kind: str) -> Tensor:
@@ -15,11 +15,13 @@ def time_basis(t: Tensor, gate: Tensor, rate: Tensor, shift: Tensor, weight: Ten
     Equivalent to::
 
         z = t[:, None, None] * rate + shift
+        u = z.clamp(0, 1)
         basis = {
             "cosine": z.cos(),
             "gaussian": torch.exp(-(z**2) / 2),
             "mexican_hat": (1 - z**2) * torch.exp(-(z**2) / 2),
             "morlet": (5 * z).cos() * torch.exp(-(z**2) / 2),
+            "stepped_cubic": ((u * (J - 1)).ceil() == torch.arange(J)) * (1 - u) ** 3 / 6,
         }
         embedding = gate[:, None] * (basis[kind] * weight).sum(-1)
 
@@ -31,7 +33,8 @@ def time_basis(t: Tensor, gate: Tensor, rate: Tensor, shift: Tensor, weight: Ten
         rate: Arguments per unit of time, of each of D features and J functions [D, J]. D and J may be 0.
         shift: Arguments at time 0, [D, J].
         weight: Weights of the functions [D, J].
-        kind: "cosine", "gaussian", "mexican_hat" or "morlet".
+        kind: "cosine", "gaussian", "mexican_hat", "morlet" or "stepped_cubic": K-MOTE's spline, J segments of which a
+            cubic takes its factor, the first of them all that is not above 0.
 
     Returns:
         embedding: [N, D], in the dtype of `t`. Contiguous, never aliases the inputs.

@@ -28,6 +28,7 @@ from evkernels.reference.event_histogram import (
     event_histogram_into_kernel,
     event_histogram_kernel,
 )
+from evkernels.reference.expert_router import expert_router, expert_router_backward
 from evkernels.reference.gru_gates import (
     gru_gates,
     gru_gates_backward,
@@ -85,6 +86,8 @@ __all__ = [
     "event_histogram",
     "event_histogram_into_kernel",
     "event_histogram_kernel",
+    "expert_router",
+    "expert_router_backward",
     "gru_gates",
     "gru_gates_backward",
     "gru_reset",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def time_basis(t: Tensor, gate: Tensor, rate: Tensor, shift: Tensor, weight: Tensor, kind: str) -> Tensor:
-    time, factor, rates, shifts, weights = _widened(t, gate, rate, shift, weight)
+    time, factor, rates, shifts, weights = widened(t, gate, rate, shift, weight)
     chosen = (factor != 0)[:, None]
     value, _ = _basis(torch.where(chosen, time[:, None], 0)[..., None] * rates + shifts, kind)
     sums = (value * weights).sum(dim=-1) * factor[:, None]
@@ -16,7 +16,7 @@ def time_basis_backward(
     grad_embedding: Tensor, t: Tensor, gate: Tensor, rate: Tensor, shift: Tensor, weight: Tensor, kind: str
 ) -> tuple[Tensor, ...]:
     """Gradients of all tensors in their order."""
-    grad, time, factor, rates, shifts, weights = _widened(grad_embedding, t, gate, rate, shift, weight)
+    grad, time, factor, rates, shifts, weights = widened(grad_embedding, t, gate, rate, shift, weight)
     chosen = (factor != 0)[:, None]
     grad, time = torch.where(chosen, grad, 0), torch.where(chosen, time[:, None], 0)[..., None]
     value, slope = _basis(time * rates + shifts, kind)
@@ -36,6 +36,11 @@ def _basis(z: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The basis function and its derivative."""
     if kind == "cosine":
         return z.cos(), -z.sin()
+    if kind == "stepped_cubic":
+        segments = z.shape[-1] - 1
+        u = z.clamp(0, 1)
+        square = ((u * segments).ceil() == torch.arange(segments + 1, device=z.device)) * (1 - u) ** 2
+        return square * (1 - u) / 6, torch.where(z < 0, 0, -square / 2)
     square = z * z
     bell = torch.exp(-0.5 * square)
     if kind == "gaussian":
@@ -46,6 +51,6 @@ def _basis(z: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return cosine * bell, -(z * cosine + 5 * sine) * bell
 
 
-def _widened(*values: Tensor) -> list[Tensor]:
+def widened(*values: Tensor) -> list[Tensor]:
     """Everything in the dtype of the computation: at least float32."""
     return [value.to(torch.promote_types(value.dtype, torch.float32)) for value in values]
