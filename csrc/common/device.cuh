@@ -52,6 +52,18 @@ inline dim3 grid_dimensions(std::int64_t x, std::int64_t y = 1, std::int64_t z =
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
+// Multiprocessors of the current device, for tiles that keep all of them busy.
+inline std::int64_t multiprocessor_count() {
+#if defined(EVKERNELS_EMULATE)
+  return 2;
+#else
+  int device = 0, count = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return known ? count : 1;
+#endif
+}
+
 // N values moved by one instruction. Pointers must be aligned to the whole pack.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Packed {

@@ -12,6 +12,34 @@
 
 namespace evkernels {
 
+// Two neighbouring 16-bit numbers, the first in the word's lower half.
+template <class T>
+__device__ __forceinline__ void floats_of_pair(uint32_t pair, float (&values)[2]) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    // A shift and a mask, where to_float of each would take the word apart first.
+    values[0] = half_detail::float_of(pair << 16);
+    values[1] = half_detail::float_of(pair & 0xffff0000u);
+  } else {
+    values[0] = to_float(T{static_cast<uint16_t>(pair)});
+    values[1] = to_float(T{static_cast<uint16_t>(pair >> 16)});
+  }
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pair_of_floats(const float (&values)[2]) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(values[1]), "f"(values[0]));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(values[1]), "f"(values[0]));
+  }
+  return pair;
+#else
+  return from_float<T>(values[0]).bits | static_cast<uint32_t>(from_float<T>(values[1]).bits) << 16;
+#endif
+}
+
 template <class T>
 __device__ __forceinline__ void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(EVKERNELS_EMULATE)

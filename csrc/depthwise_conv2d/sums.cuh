@@ -1,6 +1,8 @@
 // The gradients of weights and bias of a depthwise convolution: sums over whole images. Threads walk down strips with a
 // sum per tap in registers; warp and block add them up into one partial sum per tap and block, and a second kernel adds
-// up those in order. No atomics: the same bits on every run.
+// up those in order. No atomics: the same bits on every run. Integer instructions bound it on paper, 2.3
+// (channels_last) to 2.8 times the time of the bytes; with the padding and the stride looked at for every tap it
+// was 4.8 to 5.5.
 #pragma once
 
 #include "depthwise_conv2d/strips.cuh"
@@ -44,31 +46,42 @@ __global__ void __launch_bounds__(kDepthwiseThreads, K == 5 ? 3 : 4)
     const int left = at.column * g.stride - g.padding;
     int64_t from = at.input(at.first, g), of = at.output(at.first, g);
     if constexpr (K > 0) {
-      A gradient[K] = {};  // gradient[r] is of the output that the current input row meets at tap row r
-      bool inside[K];
-#pragma unroll
-      for (int c = 0; c < K; ++c) inside[c] = left + c >= 0 && left + c < g.width;
-      const int height = (at.last - at.first) * g.stride;
+      // gradient[r] is of the output that the current input row meets at tap row r, if bit r of `met` says that there
+      // is one: zeros would make NaN of infinite pixels.
+      A gradient[K] = {};
+      unsigned met = 0;
+      const bool all_inside = left >= 0 && left + K <= g.width;  // of the columns
+      const int height = (at.last - at.first) * g.stride, top = at.first * g.stride - g.padding;
+      const T* line = x + from;
+      int until_next = 0;
 #pragma unroll 1
-      for (int step = 0; step < height - g.stride + K; ++step, from += x_row) {
-        const int row = at.first * g.stride - g.padding + step;
+      for (int step = 0; step < height - g.stride + K; ++step, line += x_row) {
 #pragma unroll
         for (int r = K - 1; r > 0; --r) gradient[r] = gradient[r - 1];
-        if (step % g.stride == 0 && step < height) {
+        met = met * 2 & ((1u << K) - 1);
+        if (until_next-- == 0 && step < height) {
+          until_next = g.stride - 1;
           gradient[0] = depthwise_gradient(d_y, d_pre, of);
           partial[K * K] += gradient[0];
+          met |= 1;
           of += d_row;
         }
-        if (row < 0 || row >= g.height) continue;
-        A value[K];
+        if (static_cast<unsigned>(top + step) >= static_cast<unsigned>(g.height)) continue;
+        if (all_inside && met == (1u << K) - 1) {
+          A value[K];
 #pragma unroll
-        for (int c = 0; c < K; ++c) value[c] = inside[c] ? to_float(x[from + c * g.channels]) : A(0);
+          for (int c = 0; c < K; ++c) value[c] = to_float(line[c * g.channels]);
 #pragma unroll
-        for (int r = 0; r < K; ++r) {
-          if (step < r || (step - r) % g.stride != 0 || step - r >= height) continue;
+          for (int t = 0; t < K * K; ++t) partial[t] += gradient[t / K] * value[t % K];
+        } else {
 #pragma unroll
           for (int c = 0; c < K; ++c) {
-            if (inside[c]) partial[r * K + c] += gradient[r] * value[c];
+            if (static_cast<unsigned>(left + c) >= static_cast<unsigned>(g.width)) continue;
+            const A value = to_float(line[c * g.channels]);
+#pragma unroll
+            for (int r = 0; r < K; ++r) {
+              if (met >> r & 1) partial[r * K + c] += gradient[r] * value;
+            }
           }
         }
       }

@@ -1,5 +1,7 @@
 // The tile kernel of event_histogram: one block counts the events of one window, bin and strip of rows in shared
-// memory.
+// memory. Every strip of a bin looks at the rows of all its events, and each event found costs one round of a warp of
+// which a third of the lanes take part, so that on paper integer instructions bound it: 3.4 times the time of the bytes
+// on a VGA recording of 293,355 events, 1.6 at 720p (sm_80).
 #pragma once
 
 #include "event_histogram/columns.h"
