@@ -8,6 +8,7 @@ kept under ``build/`` beside a digest of its command and of the files it include
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -44,8 +45,9 @@ def sources() -> list[Path]:
     return sorted((ROOT / "csrc").glob("*/cuda.cu"))
 
 
+@functools.cache
 def load(sanitize: bool = False) -> Path:
-    """Builds all CUDA ops for the CPU, declares their schemas and loads them.
+    """Builds all CUDA ops for the CPU, declares their schemas and loads them, once per process.
 
     Args:
         sanitize: build with the address and undefined-behaviour sanitizers. The process must have been started with
