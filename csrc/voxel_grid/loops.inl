@@ -167,32 +167,36 @@ static Gaps map_places(const PixelMap& map, const VoxelShape& shape, int64_t off
   return {outside, (outside | left_out) > 0};
 }
 
-// Fills the block from event `first`.
-template <class T, class R>
-static Gaps read_block(const T* __restrict__ t, const VoxelColumns& columns, const PixelMap& map,
-                       const VoxelShape& shape, int64_t first, int64_t count, T t0, double span, Block<R>& block) {
-  int32_t sign[kBlock];
+// Where the block's events from `first` on go, and their signs. Apart from the times and not inlined, so that it is
+// compiled once for all types that these may have: a call per block costs nothing.
+template <class R>
+static __attribute__((noinline)) Gaps find_cells(const VoxelColumns& columns, const PixelMap& map,
+                                                 const VoxelShape& shape, int64_t first, int64_t count,
+                                                 int32_t* __restrict__ sign, Block<R>& block) {
   read_coordinates_of_block(columns, map, shape, first, count, block);
   const auto read_p = [&](auto column) __attribute__((always_inline)) { read_signs(column, count, sign); };
   with_type(columns.events.p_type, columns.events.p, first, read_p);
   // Sub-pixel coordinates are inside from -1 on.
   const int32_t lowest = columns.xy_type == RealType::kNone ? 0 : -1;
   const int64_t off = shape.is_split ? shape.bins * shape.height * shape.width : 0;
-  Gaps gaps;
-  if (map.cells) {
-    gaps = map_cells(map, shape, off, count, sign, block);
-  } else if (map.places) {
-    gaps = map_places(map, shape, off, count, sign, block);
-  } else {
-    int32_t outside = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
-      const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
-      block.cell[k] = invalid ? kOutOfRange : cell;
-      outside += invalid;
-    }
-    gaps = {outside, outside > 0};
+  if (map.cells) return map_cells(map, shape, off, count, sign, block);
+  if (map.places) return map_places(map, shape, off, count, sign, block);
+  int32_t outside = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
+    const int64_t cell = block.row[k] * shape.width + block.column[k] + (sign[k] > 0 ? 0 : off);
+    block.cell[k] = invalid ? kOutOfRange : cell;
+    outside += invalid;
   }
+  return {outside, outside > 0};
+}
+
+// Fills the block from event `first`.
+template <class T, class R>
+static Gaps read_block(const T* __restrict__ t, const VoxelColumns& columns, const PixelMap& map,
+                       const VoxelShape& shape, int64_t first, int64_t count, T t0, double span, Block<R>& block) {
+  int32_t sign[kBlock];
+  const Gaps gaps = find_cells(columns, map, shape, first, count, sign, block);
   place_block(t + first, shape, count, t0, span, sign, block);
   const R* __restrict__ const weight = (const R*)columns.weight;
   if (weight != nullptr) {
