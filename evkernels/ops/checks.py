@@ -18,7 +18,7 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype] = FLOAT
 
 def check_shape(name: str, value: Tensor, shape: Sequence[int], meaning: str) -> None:
     """`value` has exactly `shape`; `meaning` says in words where that shape comes from."""
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != tuple(shape):
         raise ValueError(f"{name} must be {meaning} = {tuple(shape)}, got {tuple(value.shape)}")
 
 
@@ -46,7 +46,7 @@ def check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def check_permutation(name: str, value: str, letters: str) -> None:
-    if sorted(value) != sorted(letters):
+    if value != letters and sorted(value) != sorted(letters):
         raise ValueError(f"{name} must hold each of the letters of {letters!r} once, got {value!r}")
 
 

@@ -43,9 +43,9 @@ def lstm_gates(gates: Tensor, c: Tensor, order: str = "ifgo") -> tuple[Tensor, T
     checks.check_same_device("c", c, "gates", gates)
     if c.dim() < 2:
         raise ValueError(f"c must be [N, C, ...] with at least 2 dimensions, got {tuple(c.shape)}")
-    expected = (c.shape[0], 4 * c.shape[1], *c.shape[2:])
-    checks.check_shape("gates", gates, expected, f"[N, 4*C, ...] with C = c.shape[1] = {c.shape[1]}")
-    if not torch.is_autocast_enabled(gates.device.type):
+    batch, channels, *rest = c.shape
+    checks.check_shape("gates", gates, (batch, 4 * channels, *rest), "[N, 4*C, ...] with C = c.shape[1]")
+    if c.dtype != gates.dtype and not torch.is_autocast_enabled(gates.device.type):
         checks.check_state_dtype("c", c, "gates", gates)
     if registration.needs_reference():
         return reference.lstm_gates(gates, c, order)
