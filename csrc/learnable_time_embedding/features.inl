@@ -27,14 +27,21 @@ EVKERNELS_INLINE bool any(bool found) { return found; }
 EVKERNELS_INLINE VecF magnitude(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
 EVKERNELS_INLINE double magnitude(double x) { return __builtin_fabs(x); }
 
+// The angle time * rate + shift and what rounding took from it.
+EVKERNELS_INLINE VecF angle_of(VecF time, float rate, float shift, VecF& rest) {
+  // Adding zero in the same instruction: nothing is left that a compiler could fuse with the sum below.
+  const VecF product = multiply_add(time, rate, VecF{}), product_rest = multiply_add(time, splat(rate), -product);
+  const VecF angle = product + shift, added = angle - product;
+  rest = ((product - (angle - added)) + (shift - added)) + product_rest;
+  return angle;
+}
+
 // The angles time * rate + shift reduced to [-pi/4, pi/4] and a whole number of quarter turns. Angles and reduction are
 // exact to twice the bits of a float, so that large angles cost nothing extra, and their rounding, which the gradients
 // of high harmonics multiply by their order squared, does not count. Returns which lanes are not such small angles.
 EVKERNELS_INLINE VecI reduce_small(VecF time, float rate, float shift, VecF& rest, VecI& quadrant) {
-  // Adding zero in the same instruction: nothing is left that a compiler could fuse with the sum below.
-  const VecF product = multiply_add(time, rate, VecF{}), product_rest = multiply_add(time, splat(rate), -product);
-  const VecF angle = product + shift, added = angle - product;
-  const VecF angle_rest = ((product - (angle - added)) + (shift - added)) + product_rest;
+  VecF angle_rest;
+  const VecF angle = angle_of(time, rate, shift, angle_rest);
   // Adding 1.5 * 2^23 rounds to an integer.
   const VecF turns = multiply_add(angle, 0.636619772f, 12582912.0f) - 12582912.0f;
   // The first is exact: 24 bits hold it.

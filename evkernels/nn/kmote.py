@@ -94,7 +94,8 @@ class KMOTE(nn.Module):
         seen = times[:, None] if aux is None else torch.cat([times[:, None], aux.reshape(len(times), -1)], dim=1)
         weights, gates = self.router(seen, self.top)
         outputs = [expert(times, gate) for expert, gate in zip(self.experts.values(), gates, strict=True)]
-        embedding = torch.cat(outputs, dim=1) if self.generation == "A" else self.layer_norm(sum(outputs))
+        # Stacked instead of concatenated, which takes a third longer.
+        embedding = torch.stack(outputs, dim=1) if self.generation == "A" else self.layer_norm(sum(outputs))
         return embedding.reshape(*t.shape, self.dim), weights.T.reshape(*t.shape, len(weights))
 
 
