@@ -11,7 +11,7 @@
 // pixel and channel 11 are the filter's multiply-adds and 12 the two activations'. One column per thread, with a branch
 // for every column and row of the padding, took 3 times as many. Few blocks of many rows would read less of their
 // neighbours' rows, which L2 sees, 1.7 times the bytes in NCHW and 1.3 in channels_last at 9 rows, but leave
-// multiprocessors idle; 64 registers instead of 80 would not hold the products' sums and operands.
+// multiprocessors idle; bounded to 64 registers instead of 80 it spills 20 to 56 bytes.
 //
 // What lies along memory in y (pixels if contiguous, output channels if channels_last) is the product's column, and
 // number 4 n + j is column n of product j: each thread ends up with eight neighbours, one 16-byte store. The words
