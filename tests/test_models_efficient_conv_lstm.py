@@ -125,8 +125,8 @@ def test_detached_states_allow_truncated_backpropagation(model_type):
     network([raw_events(batch=1)[0]])
 
 
-def test_fused_equals_reference_over_a_stream():
-    windows = raw_events(steps=8, batch=1, events=200) * 4
+def test_fused_equals_reference_over_a_hundred_steps():
+    windows = raw_events(steps=10, batch=1, events=200) * 10
 
     def outputs(dtype):
         network = model().to(dtype)

@@ -11,7 +11,7 @@ import evkernels
 from evkernels.models import VisionCore
 from evkernels.models.visioncore import ConvBlock, LearnableTemporalConv, ResBlock, ResNet
 from evkernels.nn.compat.visioncore import ConvGRUModulator
-from evkernels.testing import assert_matches
+from evkernels.testing import assert_matches, tensor
 
 STAGE = {"kernel_size": [3, 5, 5], "padding": [1, 3, 3]}
 DEPTHWISE = {"conv_params": {"type": "depthwise", **STAGE}, "norm_type": "rms", "act_type": "silu"}
@@ -434,6 +434,17 @@ class TestModulator:
         gradients = [torch.autograd.grad(value.square().sum(), variables) for value in (module(features, behavior), y)]
         for ours, plain in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, plain)
+
+    @pytest.mark.parametrize("options", [{}, {"use_depthwise": True}], ids=str)
+    def test_a_hundred_frames_keep_to_the_reference(self, options):
+        config = {"feature_dim": 4, "hidden_dim": 6, "behavior_dim": 3, "beh_emb_dim": 2, **options}
+        module = filled(ConvGRUModulator(config))
+        features, behavior = tensor(2, 4, 100, 6, 7), tensor(2, 3, seed=1)
+        with torch.no_grad():
+            actual = module(features, behavior)
+            with evkernels.use_backend("reference"):
+                eager, exact = module(features, behavior), module.double()(features.double(), behavior.double())
+        assert_matches(actual, exact, eager)
 
     def test_rejects_other_channels(self):
         module = ConvGRUModulator({"feature_dim": 4, "behavior_dim": 3})
