@@ -11,8 +11,8 @@
 // is not known beforehand; docs/gpu.md has the counts. Counting all events by compare-and-swap on the output, after a
 // pass that clears it, reads and writes every sector that an event meets once more.
 //
-// One launch of 32 registers a thread would do for windows that are known to be sorted. `order` and `count`, 1.2 of 10
-// to 23 instructions of a warp per event each, are the price of not believing it. `tile` has 64 registers for the rows
+// One launch of 32 registers a thread would do for windows that are known to be sorted. `order` and `count`, 1.2 of 9
+// to 25 instructions of a warp per event each, are the price of not believing it. `tile` has 64 registers for the rows
 // of a round; at 512 threads that is two blocks per multiprocessor, and so many its 79 KiB of shared memory allow.
 #pragma once
 
@@ -50,7 +50,7 @@ inline void launch_event_histogram(const EventColumns& events, const EventWindow
                    dim3(kEventThreads), 0, stream, events, windows, count, static_cast<int>(shape.bins), order, drops);
   if (windows.count == 0) return;
   int64_t tiles;
-  const HistogramTile tile = histogram_tile(shape, bits, windows.count, tiles);
+  const HistogramTile tile = histogram_tile(shape, bits, windows.count, count, tiles);
   const auto launch_both = [&](auto* tile_kernel, auto* count_kernel) {
     const int64_t bytes = 2 * tile.span * bits / 8;
     if (bytes > 48 << 10)

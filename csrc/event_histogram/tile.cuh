@@ -1,9 +1,8 @@
 // The tile kernel of event_histogram: one block counts the events of one window, bin and strip of rows in shared
 // memory. Every strip of a bin looks at the rows of all its events, and each event found costs one round of a warp of
-// which a third of the lanes take part, so that on paper integer instructions bound it: 3.4 times the time of the bytes
-// on a VGA recording of 293,355 events, 1.6 at 720p (sm_80). Its atomics take 1.7 to 3.1 times as many passes over
-// shared memory as words without conflicts would, because the events choose them, and its 64 registers hold the rows of
-// 32 events on their way from memory.
+// which a third of the lanes take part, so that on paper integer instructions bound it: 1.9 times the time of the bytes
+// on a VGA recording of 293,355 events, 1.5 at 720p (sm_80). Its atomics take 1.5 to 3.2 times as many passes over
+// shared memory as words without conflicts would, because the events choose them.
 #pragma once
 
 #include "event_histogram/columns.h"
@@ -11,14 +10,12 @@
 
 namespace evkernels {
 
-// Threads of a tile, two of which fit into a multiprocessor. Large tiles mean that fewer strips read the same rows,
-// small ones that one window alone keeps all multiprocessors busy.
 constexpr int kTileThreads = 512;
 #if defined(EVKERNELS_EMULATE)
 // So small that the images of the tests have several strips, and some rows that do not fit.
-constexpr int64_t kLargeTile = 1 << 10, kSmallTile = 1 << 9, kManyTiles = 16;
+constexpr int64_t kLargestTile = 1 << 10;
 #else
-constexpr int64_t kLargeTile = 79 << 10, kSmallTile = 47 << 10, kManyTiles = 128;
+constexpr int64_t kLargestTile = 79 << 10;  // bytes, so that two blocks fit into a multiprocessor
 #endif
 
 struct HistogramTile {
@@ -271,12 +268,32 @@ inline HistogramTile histogram_tile(const HistogramShape& shape, int bits, int64
   const int64_t span = fitting < 1 ? 0 : rounded_up(rows * shape.width, 128 / bits);
   return {static_cast<int>(rows), 2 * span * bits / 8 <= bytes ? span : 0};
 }
-inline HistogramTile histogram_tile(const HistogramShape& shape, int bits, int64_t windows, int64_t& tiles) {
-  HistogramTile tile = histogram_tile(shape, bits, kLargeTile);
-  if (windows * shape.bins * ceil_div(shape.height, tile.rows) < kManyTiles && tile.rows > 1)
-    tile = histogram_tile(shape, bits, kSmallTile);
-  tiles = windows * shape.bins * ceil_div(shape.height, tile.rows);
-  return tile;
+
+// The tiles with which the multiprocessor that gets the most of them has the least to do, from the largest that fit to
+// half as large ones. Each looks at all events of its bin, counts its share of them, which takes twice as long, and
+// writes its cells, of which six take as long as a look at an event. On 108 multiprocessors a VGA window of 10 bins has
+// 100 tiles so; 130 small ones, of which 22 come second, took 1.8 times as long on paper.
+inline HistogramTile histogram_tile(const HistogramShape& shape, int bits, int64_t windows, int64_t events,
+                                    int64_t& tiles) {
+  const int64_t columns = windows * shape.bins, multiprocessors = multiprocessor_count();
+  const double of_bin = static_cast<double>(events) / static_cast<double>(columns);
+  const double cells = 2.0 * static_cast<double>(shape.height * shape.width);
+  HistogramTile best = histogram_tile(shape, bits, kLargestTile);
+  const int64_t fewest = ceil_div(shape.height, best.rows);
+  double least = 0;
+  for (int64_t wanted = fewest; wanted <= 2 * fewest && wanted <= shape.height; ++wanted) {
+    const int64_t bytes = 32 * ceil_div(ceil_div(shape.height, wanted) * shape.width * bits / 8, 16);
+    const HistogramTile tile = wanted == fewest ? best : histogram_tile(shape, bits, bytes);
+    const int64_t strips = ceil_div(shape.height, tile.rows);
+    const double cost = static_cast<double>(ceil_div(columns * strips, multiprocessors)) *
+                        (of_bin + (2 * of_bin + cells / 6) / static_cast<double>(strips));
+    if (wanted == fewest || cost < least) {
+      least = cost;
+      best = tile;
+    }
+  }
+  tiles = columns * ceil_div(shape.height, best.rows);
+  return best;
 }
 
 }  // namespace evkernels
