@@ -116,12 +116,14 @@ class TestConvLSTM1x1(DifferentiableOpContract):
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
+        # Several tasks' worth where kernels read it in place; other layouts reach them as copies.
+        large = large and dtype != torch.float64 and layout in ("contiguous", "channels_last")
         return [
             sample(3, 2, 4, 6, 3, 7, **options),
             sample(1, 1, 1, 2, 5, 7, save="recompute", **options),
             sample(3, 2, 5, 17, 5, 9, resets=True, bias=False, order="fiog", **options),
             sample(2, 2, 17, 4, 6, 7, order="ifog", save="recompute", **options),
-            *[sample(2, 3, 20, 33, 11, 27, resets=True, **options)] * (large and dtype != torch.float64),
+            *[sample(2, 3, 20, 33, 11, 27, resets=True, **options)] * large,
         ]
 
     def typical(self, dtype, layout):

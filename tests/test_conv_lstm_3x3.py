@@ -58,11 +58,13 @@ class TestConvLSTM3x3(DifferentiableOpContract):
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
+        # Several tasks' worth where kernels read it in place; other layouts reach them as copies.
+        large = large and dtype != torch.float64 and layout in ("contiguous", "channels_last")
         return [
             sample(2, 2, 3, 5, 3, 6, **options),
             sample(1, 2, 6, 9, 1, 1, **options),
             sample(2, 2, 5, 17, 5, 4, resets=True, bias=False, order="fiog", **options),
-            *[sample(2, 3, 20, 33, 11, 19, resets=True, **options)] * (large and dtype != torch.float64),
+            *[sample(2, 3, 20, 33, 11, 19, resets=True, **options)] * large,
         ]
 
     def tiny(self):

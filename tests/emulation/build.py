@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,10 +29,10 @@ TORCH = Path(torch.__file__).resolve().parent
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{HERE}", "-isystem", str(TORCH / "include")]
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020d000000000000ULL", "-DTORCH_STABLE_ONLY"]
 # No contraction: nvcc's __fmul_rn and friends promise it, and results stay the same on every processor.
-CXX_FLAGS = ["-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+CXX_FLAGS = ["-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
 CXX_FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DEVKERNELS_EMULATE"]
 # Recoverable, so that the environment decides whether the first error ends the process.
-SANITIZE_FLAGS = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+SANITIZE_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 SANITIZE_FLAGS += ["-fsanitize-recover=address,undefined"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v,-warn-spills", *DEFINES]
 ARCHITECTURES = ("80", "90", "100")
@@ -106,12 +107,11 @@ def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
     folder = BUILD / (f"{name}-sanitized" if sanitize else name)
     flags = [*CXX_FLAGS, *DEFINES, *INCLUDES, *(SANITIZE_FLAGS if sanitize else ["-O2"])]
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
-    objects = []
-    with locked(folder):
-        for unit in units:
-            target = folder / f"{unit.parent.name}-{unit.stem}.o"
-            compile_cached(["g++", *flags, "-c", str(unit)], target)
-            objects.append(target)
+    objects = [folder / f"{unit.parent.name}-{unit.stem}.o" for unit in units]
+    # Other test processes wait for the lock meanwhile, and leave their cores to these compilers.
+    with locked(folder), ThreadPoolExecutor(os.cpu_count()) as compilers:
+        commands = [["g++", *flags, "-c", str(unit)] for unit in units]
+        list(compilers.map(compile_cached, commands, objects))
         command = ["g++", "-shared", *(["-fsanitize=address,undefined"] if sanitize else []), *map(str, objects)]
         command += [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
         # Content-addressed, because a library that a process has loaded must not be overwritten.
@@ -128,13 +128,11 @@ def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
 
 def compile_cuda(unit: Path, cuda_home: Path) -> str:
     """Compiles one CUDA source with nvcc for all architectures; returns what the assembler reported."""
-    folder = ROOT / "build" / "cuda_check"
     kept = intermediate(unit, ARCHITECTURES[0], "ptx").parent
-    target = folder / f"{unit.parent.name}-{unit.stem}.o"
+    target = kept.parent / f"{unit.parent.name}-{unit.stem}.o"
     architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures, *INCLUDES]
-    with locked(folder):
-        kept.mkdir(exist_ok=True)
+    with locked(kept):
         return compile_cached([*nvcc, "--keep", "--keep-dir", str(kept), "-c", str(unit)], target)
 
 
