@@ -11,9 +11,6 @@
 #if defined(EVKERNELS_LANES)
 
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
-// The masked forms of instructions: g++ 12 warns of its own header's others.
-constexpr __mmask16 kAllLanes = 0xffff;
-
 // e^x within 2 units in the last place: 2^n * 2^r with n + r = x / ln 2 and |r| <= 1/2. scalef saturates to zero and
 // infinity by itself; the bounds only keep infinite x from becoming inf - inf, and NaN passes them.
 EVKERNELS_INLINE VecF exp(VecF x) {

@@ -5,7 +5,7 @@
 // one step of Newton's on the quotient, which is then rounded as a division is but for one case in thousands.
 EVKERNELS_INLINE VecF divide(VecF a, VecF b) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
-  const VecF r = (VecF)_mm512_rcp14_ps((__m512)b), q = a * r;
+  const VecF r = (VecF)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)b), q = a * r;
   return multiply_add((VecF)_mm512_fnmadd_ps((__m512)q, (__m512)b, (__m512)a), r, q);
 #else
   return a / b;
@@ -32,11 +32,12 @@ EVKERNELS_INLINE V sigmoid_for(V x) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
   if constexpr (sizeof(T) == 2) {
     const __m512 y = (__m512)(x * -1.44269504f);
-    const VecF r = (VecF)_mm512_reduce_ps(y, 0);  // y - n, zero for infinity
+    const VecF r = (VecF)_mm512_maskz_reduce_ps(kAllLanes, y, 0);  // y - n, zero for infinity
     VecF q = multiply_add(r, 0.05597715f, 0.24222553f);
     q = multiply_add(q, r, 0.69311249f);
     q = multiply_add(q, r, 1.0f);
-    return (VecF)_mm512_rcp14_ps((__m512)(1.0f + (VecF)_mm512_scalef_ps((__m512)q, (__m512)((VecF)y - r))));
+    return (VecF)_mm512_maskz_rcp14_ps(
+        kAllLanes, (__m512)(1.0f + (VecF)_mm512_maskz_scalef_ps(kAllLanes, (__m512)q, (__m512)((VecF)y - r))));
   }
 #endif
   return sigmoid_by_newton(x);
@@ -45,13 +46,13 @@ template <class T, class V>
 EVKERNELS_INLINE V tanh_for(V x) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
   if constexpr (sizeof(T) == 2) {
-    const __m512 y = _mm512_min_ps(_mm512_set1_ps(60.0f), (__m512)(x * 2.88539008f));
-    const VecF r = (VecF)_mm512_reduce_ps(y, 0);
+    const __m512 y = _mm512_maskz_min_ps(kAllLanes, _mm512_set1_ps(60.0f), (__m512)(x * 2.88539008f));
+    const VecF r = (VecF)_mm512_maskz_reduce_ps(kAllLanes, y, 0);
     VecF q = multiply_add(r, 0.05597715f, 0.24222553f);
     q = multiply_add(q, r, 0.69311249f);
-    const VecF scale = (VecF)_mm512_scalef_ps(_mm512_set1_ps(1.0f), (__m512)((VecF)y - r));
+    const VecF scale = (VecF)_mm512_maskz_scalef_ps(kAllLanes, _mm512_set1_ps(1.0f), (__m512)((VecF)y - r));
     const VecF e = multiply_add(scale * r, q, scale - 1.0f);
-    return e * (VecF)_mm512_rcp14_ps((__m512)(2.0f + e));
+    return e * (VecF)_mm512_maskz_rcp14_ps(kAllLanes, (__m512)(2.0f + e));
   }
 #endif
   return tanh_by_newton(x);

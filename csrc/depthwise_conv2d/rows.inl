@@ -110,7 +110,7 @@ EVKERNELS_INLINE VecF load_lanes(const BFloat16* p, Lanes<float> lanes) {
   return (VecF)(__builtin_convertvector((VecU16)u, VecI) << 16);
 }
 EVKERNELS_INLINE VecF load_lanes(const Half* p, Lanes<float> lanes) {
-  return (VecF)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes.mask, p));
+  return (VecF)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_maskz_loadu_epi16(lanes.mask, p));
 }
 #endif
 

@@ -79,7 +79,7 @@ EVKERNELS_INLINE void sine_of_rest(VecF rest, VecI quadrant, float* cosine, floa
 
 // Cosine and sine of the angles time * rate + shift. Every lane is computed as it would be alone: large angles beside
 // it do not change it. Beyond 2^30, and for NaN and infinities, the library takes over.
-static void sines(const float* time, float rate, float shift, float* cosine, float* sine) {
+[[maybe_unused]] static void sines(const float* time, float rate, float shift, float* cosine, float* sine) {
   VecI is_large[kTimes / EVKERNELS_LANES], some = {};
   for (int64_t n = 0; n < kTimes; n += EVKERNELS_LANES) {
     VecF rest;
@@ -107,7 +107,7 @@ static void sines(const float* time, float rate, float shift, float* cosine, flo
     cosine[n] = (float)__builtin_cos(angle);
   }
 }
-static void sines(const double* time, double rate, double shift, double* cosine, double* sine) {
+[[maybe_unused]] static void sines(const double* time, double rate, double shift, double* cosine, double* sine) {
   for (int64_t n = 0; n < kTimes; ++n) {
     const double angle = multiply_add(time[n], rate, shift);
     sine[n] = __builtin_sin(angle);
