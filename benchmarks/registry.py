@@ -54,8 +54,8 @@ class Benchmark:
     eager: Callable
     # (shape, dtype) -> arguments on the CPU, contiguous.
     inputs: Callable[[Shape, torch.dtype], Arguments]
-    # `eager` with the rounding that the op is allowed beyond that of its dtype, or with sums in another order, where one
-    # sum may be exact by luck: its error counts as plain PyTorch's.
+    # `eager` with the rounding that the op is allowed beyond that of its dtype, or with sums in another order, where
+    # one sum may be exact by luck: its error counts as plain PyTorch's.
     rounded: Callable | None = field(default=None, kw_only=True)
     # Shapes to time, a subset for --quick and for the gates of the test suite, and one to verify in milliseconds.
     shapes: Sequence[Shape]
