@@ -5,6 +5,7 @@ each class among them. benchmarks/gpu_budgets.toml says which counts must be rea
 and which not exceeded.
 """
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -58,9 +59,11 @@ def in_machine_code(listing: str) -> dict[str, dict[str, int]]:
 
 
 def find_disassembler(cuda_home: Path) -> Path | None:
-    """Cuobjdump of the toolkit, of the wheel `nvidia-cuda-cuobjdump`, or on PATH; it needs nvdisasm beside it."""
+    """Cuobjdump of the toolkit, of the wheel `nvidia-cuda-cuobjdump`, on PATH, or Triton's; beside nvdisasm."""
     wheels = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")
     candidates = [cuda_home / "bin" / "cuobjdump", *wheels, *filter(None, [shutil.which("cuobjdump")])]
+    if triton := importlib.util.find_spec("triton"):
+        candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     return next((Path(path) for path in candidates if (Path(path).parent / "nvdisasm").exists()), None)
 
 
