@@ -9,6 +9,11 @@ Bytes per pixel and step, for C inputs and C channels in 16 bits with c in float
 h, c, 14 C; the sequence form reads x and writes h, 4 C, which is the floor, and once per sequence 10 C for h, c and
 c_last. What a gradient keeps adds at most 9.2 C ("gates", of up to 65 % of the channels) or 4 C ("recompute"). Plain
 convolution and gates: 34 C.
+
+On paper the sequence form at 64 channels keeps to the time of its bytes (1.0 on an A100 and an H100); one step of it
+takes 1.0 and 1.4 times, where weights are read by every program. The step at 128 channels takes 1.8 and 2.2 times with
+tiles of 64 pixels, 2.8 and 3.1 with 32: a program has 16 channels, so that eight read x and h again, through the
+level-2 cache and shared memory, and each computes its addresses again.
 """
 
 import torch

@@ -35,8 +35,8 @@ inline MemoryFormat common_layout(const Tensor& t) {
   return is_channels_last(t) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// The tensor itself if it already has the layout, a copy otherwise. Asked here: a call through the dispatcher, which
-// finds the operator by its name, takes a microsecond.
+// The tensor itself if it already has the layout, a copy otherwise. Asked here: a call through the dispatcher
+// finds the operator by its name first.
 inline Tensor in_layout(const Tensor& t, MemoryFormat layout) {
   const bool has = layout == MemoryFormat::ChannelsLast ? is_channels_last(t) : t.is_contiguous();
   return has ? t : torch::stable::contiguous(t, layout);

@@ -4,10 +4,11 @@
 // Vectors run over timestamps: products need no horizontal step, and softmax and ranks are a few operations per expert.
 // Hidden layers of a block stay in the first-level cache; biases are weights of one more input, which is 1.
 //
-// One thread of a shared Xeon with AVX-512, 19,200 timestamps, K-MOTE's sizes (1, 64, 32, 4): 0.81 to 0.90 ms, seven
-// tenths of the speed of a library's large product, to 5.8 to 6.6 in plain PyTorch and 4.0 through torch.compile, which
-// sort for the largest weights and write hidden layers to memory; with gradients 4.4 to 11.5 and 8.2. A block's inputs
-// are transposed in registers: with 17 of them element by element the forward pass took 1.9 ms instead of 1.1.
+// One thread of a shared Xeon with AVX-512, 19,200 timestamps, K-MOTE's sizes (1, 64, 32, 4), by `python -m benchmarks
+// expert_router`: half the speed of a library's large product, 6.4 times as fast as plain PyTorch and 4 times as fast
+// as torch.compile, which sort for the largest weights and write hidden layers to memory; with gradients 2.4 and 1.8. A
+// block's inputs are transposed in registers, because element by element, 17 of them made the forward pass take 1.7
+// times as long.
 
 #include "learnable_time_embedding/columns.inl"
 #include "learnable_time_embedding/features.inl"
