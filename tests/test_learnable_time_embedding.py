@@ -112,9 +112,10 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
         ]
 
     def samples_for(self, backend, dtype, layout):
-        # The reference serves these backends too: one sample shows that it is reached.
-        samples = super().samples_for(backend, dtype, layout)
-        return samples[-1:] if backend.is_slow else samples
+        # Interpreted, the rest takes minutes: one sample in each dtype and layout, one of them of several tiles.
+        samples = self.samples(dtype, layout, large=not backend.is_slow)
+        is_first = dtype == self.dtypes[0] and layout == self.layouts[0]
+        return samples[-1:] if backend.is_slow and is_first else samples[4:5] if backend.is_slow else samples
 
     def typical(self, dtype, layout):
         return [sample(1024, 16, 16, dtype=dtype, layout=layout)]
@@ -133,11 +134,15 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
     @pytest.mark.parametrize(("f", "s"), [(0, 8), (0, 1), (8, 0), (1, 0), (0, 33), (33, 0)])
     @pytest.mark.parametrize("norm", [False, True])
     def test_one_part_alone(self, backend, f, s, norm):
+        if backend.is_slow and norm == (f > s):
+            pytest.skip("interpreted, each part is tried alone once")
         # Gradients of a single feature are short sums, which plain PyTorch may get exactly right by luck.
         self.assert_like_eager(backend, sample(35, f, s, norm=norm and f + s > 1), with_gradients=f + s > 1)
 
     @pytest.mark.parametrize("n", [1, 2, 31, 32, 33])
     def test_timestamps_do_not_influence_each_other(self, backend, n):
+        if backend.is_slow and n in (2, 31, 32):
+            pytest.skip("interpreted, one and several tiles are tried once")
         arguments = sample(n, 6, 7)
         self.assert_like_eager(backend, arguments, with_gradients=False)
         t, *rest = self.on(backend, arguments)
@@ -158,7 +163,7 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
         # Harmonics above the first round their angle in eager's multiplication by 3 and 5: one harmonic only.
         first = (*rest[:2], rest[2][..., :1], *rest[3:])
         self.assert_like_eager(backend, (t, *first), with_gradients=False)
-        if backend.device == "cpu" and not backend.name.startswith("cpu"):
+        if not backend.name.startswith(("cpu", "triton")):
             return  # The reference, which serves here, multiplies the angle too.
         exact, actual = eager(*widened((t, *rest))), self.op(*self.on(backend, (t, *rest)))
         assert (actual.cpu() - exact).abs().max() < 2e-6
@@ -175,7 +180,7 @@ class TestLearnableTimeEmbedding(DifferentiableOpContract):
         around 1; runs of 32 terms without a correction lost 6.5e-8.
         """
         if not backend.name.startswith("cpu"):
-            pytest.skip("PyTorch's own operators compute there")
+            pytest.skip("only the CPU's kernels correct their sums")
         slow, zeros = torch.logspace(0, -9, 48), torch.zeros(48)
         rest = sample(0, 48, 48)[1:9]
         arguments = (torch.linspace(0, 1, 64), slow, zeros, *rest[2:4], slow, zeros, *rest[6:])

@@ -17,6 +17,8 @@ from evkernels.triton_kernels.gru_gates import (
     gru_update,
     gru_update_backward,
 )
+from evkernels.triton_kernels.learnable_time_embedding import learnable_time_embedding
+from evkernels.triton_kernels.learnable_time_embedding_backward import learnable_time_embedding_backward
 from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.triton_kernels.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
 from evkernels.triton_kernels.retrieval_recall import retrieval_recall
@@ -38,6 +40,8 @@ __all__ = [
     "gru_reset_backward",
     "gru_update",
     "gru_update_backward",
+    "learnable_time_embedding",
+    "learnable_time_embedding_backward",
     "lstm_gates",
     "lstm_gates_backward",
     "normalized_mse_cosine",

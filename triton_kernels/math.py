@@ -82,3 +82,67 @@ def activation_gradient(x, d_y, KIND: tl.constexpr):
     if KIND == "sigmoid":
         return d_y * sigmoid_slope(x)
     return d_y
+
+
+# 2 / pi in words of 32 bits, after a word of zeros.
+_TWO_OVER_PI = tl.constexpr((0, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x3C439041, 0xFE5163AB))
+
+
+@triton.jit
+def _word(at, K: tl.constexpr):
+    """The word `at` + K of 2 / pi as int64, `at` in 0 to 4."""
+    low = tl.where(at == 0, tl.cast(_TWO_OVER_PI[K], tl.int64), tl.cast(_TWO_OVER_PI[K + 1], tl.int64))
+    high = tl.where(at == 2, tl.cast(_TWO_OVER_PI[K + 2], tl.int64), tl.cast(_TWO_OVER_PI[K + 3], tl.int64))
+    low = tl.where(at < 2, low, high)
+    return tl.where(at == 4, tl.cast(_TWO_OVER_PI[K + 4], tl.int64), low) if K < 4 else low
+
+
+@triton.jit
+def _large_angle(x):
+    """What whole quarter turns leave of a float32 above 1, at most pi/4 in size, and their number modulo 4.
+
+    Payne and Hanek's reduction: of 2 / pi times the exponent only the 96 bits from 2 on are multiplied by the mantissa.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    # The mantissa is an integer times 2^(exponent - 150).
+    start = ((bits >> 23) & 0xFF) - 120
+    at, shift = start >> 5, (start & 31).to(tl.int64)
+    mantissa = ((bits & 0x7FFFFF) | 0x800000).to(tl.int64)
+    a, b, c, d = _word(at, 0), _word(at, 1), _word(at, 2), _word(at, 3)
+    a = (((a << 32) | b) >> (32 - shift)) & 0xFFFFFFFF
+    b = (((b << 32) | c) >> (32 - shift)) & 0xFFFFFFFF
+    c = (((c << 32) | d) >> (32 - shift)) & 0xFFFFFFFF
+    # Quarter turns modulo 4, in units of 2^-62.
+    turns = ((mantissa * a) << 32) + mantissa * b + ((mantissa * c) >> 32)
+    quadrant = (turns + (1 << 61)) >> 62
+    rest = (turns - (quadrant << 62)).to(tl.float32) * 3.406121580086554e-19
+    return tl.where(x < 0.0, -rest, rest), tl.where(x < 0.0, -quadrant, quadrant).to(tl.int32)
+
+
+@triton.jit
+def cosine_sine(x):
+    """Both, from one reduction, for angles of any size.
+
+    In float32 without a library: its sine keeps a table in local memory and reduces large angles inline, once for each
+    element of a thread.
+    """
+    if x.dtype == tl.float64:
+        return tl.cos(x), tl.sin(x)
+    # Adding 1.5 * 2^23 rounds to an integer.
+    is_large = ~(tl.abs(x) <= 12800.0)
+    turns = tl.where(is_large, 0.0, (x * 0.636619772 + 12582912.0) - 12582912.0)
+    # Quarter turns in parts of so few bits that the first two products are exact up to 2^13 of them.
+    rest = ((x - turns * 1.5703125) - turns * 0.0004837512969970703) - turns * 7.549790126404332e-08
+    quadrant = turns.to(tl.int32)
+    if tl.max(is_large.to(tl.int32)) > 0:
+        large_rest, large_quadrant = _large_angle(x)
+        # Neither infinity nor NaN has a sine.
+        large_rest = tl.where(tl.abs(x) < float("inf"), large_rest, float("nan"))
+        rest = tl.where(is_large, large_rest, rest)
+        quadrant = tl.where(is_large, large_quadrant, quadrant)
+    z = rest * rest
+    s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * (z * rest) + rest
+    c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * (z * z) + (1.0 - 0.5 * z)
+    swap = (quadrant & 1) != 0
+    cosine, sine = tl.where(swap, s, c), tl.where(swap, c, s)
+    return tl.where(((quadrant + 1) & 2) != 0, -cosine, cosine), tl.where((quadrant & 2) != 0, -sine, sine)
