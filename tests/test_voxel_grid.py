@@ -290,12 +290,18 @@ class TestVoxelGrid(DifferentiableOpContract):
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
 
-    def test_sum_of_a_window_does_not_depend_on_order_of_time(self):
-        """Sorted and shuffled events in the same order per pixel give the same bits on the compiled kernel."""
+    @pytest.mark.parametrize("convention", CONVENTIONS)
+    def test_sum_of_a_window_does_not_depend_on_order_of_time(self, convention):
+        """Sorted and shuffled events in the same order per pixel give the same bits on the compiled kernel; some events
+        are out of range and some bins have none.
+        """
         x, y, t, p = events(20_000, 20, 30)
-        order = (x.long() + 30 * y).argsort(stable=True)
-        shuffled = fused(x[order], y[order], t[order], None, p[order], None, 5, 20, 30)
-        assert torch.equal(fused(x, y, t, None, p, None, 5, 20, 30), shuffled)
+        x[::1000] = 30
+        t[9_000:] += 15_000
+        rest = None, 9, 20, 30, convention
+        order = (x.long() + 31 * y).argsort(stable=True)
+        shuffled = fused(x[order], y[order], t[order], None, p[order], *rest)
+        assert torch.equal(fused(x, y, t, None, p, *rest), shuffled)
 
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_with_and_without_deterministic_algorithms(self, backend, deterministic):

@@ -51,11 +51,12 @@ static void read_polarities(const T* __restrict__ column, int64_t count, int32_t
   for (int64_t k = 0; k < count; ++k) out[k] = (U)((U)column[k] + 1) <= 2 ? (int32_t)(column[k] == 1) : -1;
 }
 
-// Whether each of `count` elements is followed by one that is not smaller: reads count + 1 elements.
+// Whether each of `count` elements is followed by one that is not smaller: reads count + 1 elements. NaN is followed by
+// none.
 template <class T>
 EVKERNELS_INLINE bool is_sorted(const T* __restrict__ t, int64_t count) {
   int64_t descents = 0;
-  for (int64_t k = 0; k < count; ++k) descents |= t[k + 1] < t[k];
+  for (int64_t k = 0; k < count; ++k) descents |= !(t[k + 1] >= t[k]);
   return !descents;
 }
 
