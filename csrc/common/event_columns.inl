@@ -39,7 +39,8 @@ EVKERNELS_INLINE void with_type(IntType type, const void* column, int64_t first,
 
 // Coordinates in [0, limit) as they are, all others as -1.
 template <class T>
-static void read_coordinates(const T* __restrict__ column, int64_t count, int64_t limit, int32_t* __restrict__ out) {
+EVKERNELS_INLINE void read_coordinates(const T* __restrict__ column, int64_t count, int64_t limit,
+                                       int32_t* __restrict__ out) {
   using U = typename Unsigned<T>::Type;
   for (int64_t k = 0; k < count; ++k) out[k] = (U)column[k] < (U)limit ? (int32_t)column[k] : -1;
 }

@@ -38,7 +38,7 @@ EVKERNELS_INLINE double elapsed(float t, float t0) { return (double)t - (double)
 
 // -1, 0 and 1 as they are, all others as 2.
 template <class T>
-static void read_signs(const T* __restrict__ column, int64_t count, int32_t* __restrict__ out) {
+EVKERNELS_INLINE void read_signs(const T* __restrict__ column, int64_t count, int32_t* __restrict__ out) {
   using U = typename Unsigned<T>::Type;
   for (int64_t k = 0; k < count; ++k) {
     const U above = (U)column[k] + 1;
@@ -87,6 +87,33 @@ EVKERNELS_INLINE double position_of(T t, T t0, double span, const VoxelShape& sh
   return position_in_time(elapsed(t, t0), scale, span, shape.shift, limit);
 }
 
+// Whether multiply_add fuses.
+#if defined(__x86_64__) && EVKERNELS_LANES == 4
+constexpr bool kFuses = false;
+#else
+constexpr bool kFuses = true;
+#endif
+
+// since * scale / span, which takes half the time as products: of a quotient that is off by no more than its last bit,
+// the fused remainder times the rounded reciprocal makes the rounded quotient (Markstein 1990), as long as nothing
+// overflows or underflows, which integers cannot.
+template <class T>
+EVKERNELS_INLINE void divide_times(const T* __restrict__ t, int64_t count, T t0, double scale, double span,
+                                   double* __restrict__ quotient) {
+  const bool is_integer = (T)0.5 == 0;
+  const double reciprocal = 1 / span;
+  for (int64_t k = 0; k < count; ++k) {
+    const double dividend = elapsed(t[k], t0) * scale;
+    if (kFuses && is_integer) {
+      const double rough = dividend * reciprocal;
+      const double close = multiply_add(multiply_add(-span, rough, dividend), reciprocal, rough);
+      quotient[k] = multiply_add(multiply_add(-span, close, dividend), reciprocal, close);
+    } else {
+      quotient[k] = dividend / span;
+    }
+  }
+}
+
 // One loop without branches, so that it vectorises: the kind of the ends is fixed, and whether all events are in the
 // bin `only`.
 template <bool kHard, bool kClamped, bool kSame, class T, class R>
@@ -94,8 +121,11 @@ EVKERNELS_INLINE void place_all(const T* __restrict__ t, VoxelShape rule, int64_
                                 int32_t only, const int32_t* __restrict__ sign, Block<R>& block) {
   rule.is_hard = kHard;
   rule.is_clamped = kClamped;
+  double quotient[kBlock];
+  if (kSame) divide_times(t, count, t0, (double)rule.bins - rule.fewer, span, quotient);
   for (int64_t k = 0; k < count; ++k) {
-    const double position = position_of(t[k], t0, span, rule);
+    // The bounds of position_in_time hold by themselves where the bin is known.
+    const double position = kSame ? quotient[k] - rule.shift : position_of(t[k], t0, span, rule);
     const int32_t bin = kSame ? only : lower_bin(position, rule);
     const R past = (R)upper_share(position, bin, rule);
     const R value = (R)value_of_polarity(sign[k], rule);
@@ -181,14 +211,18 @@ EVKERNELS_INLINE Gaps find_cells_of(const VoxelColumns& columns, const PixelMap&
   if (map.places) return map_places(map, shape, off, count, sign, block);
   // A product of 32-bit numbers is one instruction for a whole vector, one of 64-bit numbers several.
   const int32_t row_size = (int32_t)shape.width;
-  int32_t outside = 0;
+  int32_t all = 0;
+  for (int64_t k = 0; k < count; ++k) all |= (block.column[k] - lowest) | (block.row[k] - lowest) | (1 - sign[k]);
+  for (int64_t k = 0; k < count; ++k)
+    block.cell[k] = (int64_t)block.row[k] * row_size + block.column[k] + (sign[k] > 0 ? 0 : off);
+  if (all >= 0) return {0, false};
+  int64_t outside = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const bool invalid = (block.column[k] < lowest) | (block.row[k] < lowest) | (sign[k] > 1);
-    const int64_t cell = (int64_t)block.row[k] * row_size + block.column[k] + (sign[k] > 0 ? 0 : off);
-    block.cell[k] = invalid ? kOutOfRange : cell;
-    outside += invalid;
+    if (block.column[k] >= lowest && block.row[k] >= lowest && sign[k] <= 1) continue;
+    block.cell[k] = kOutOfRange;
+    ++outside;
   }
-  return {outside, outside > 0};
+  return {outside, true};
 }
 
 // Where the block's events from `first` on go, and their signs. Apart from the times and not inlined, so that it is
