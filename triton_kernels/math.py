@@ -121,13 +121,16 @@ def _large_angle(x):
 
 @triton.jit
 def cosine_sine(x):
-    """Both, from one reduction, for angles of any size.
-
-    In float32 without a library: its sine keeps a table in local memory and reduces large angles inline, once for each
-    element of a thread.
-    """
+    """Both, from one reduction, for angles of any size."""
     if x.dtype == tl.float64:
         return tl.cos(x), tl.sin(x)
+    else:
+        return _cosine_sine_float32(x)
+
+
+@triton.jit
+def _cosine_sine_float32(x):
+    """Without a library: its sine keeps a table in local memory and reduces large angles inline for each element."""
     # Adding 1.5 * 2^23 rounds to an integer.
     is_large = ~(tl.abs(x) <= 12800.0)
     turns = tl.where(is_large, 0.0, (x * 0.636619772 + 12582912.0) - 12582912.0)
