@@ -5,9 +5,9 @@
 // counters of the block before are waited for; with one bin the order does not matter. Planes are cleared right before
 // they are filled, while they fit in the level-2 cache; clearing between the blocks gained nothing.
 //
-// Floors: a sorted check, cells and counters take 1.4 ns per event in the level-1 cache, and clearing 10 bins of
-// 640x480 0.3 ms, which is half of the time with 1e5 events. A batch of 256 windows of 34x34, 4,100 events each,
-// takes 1.65 ns per event.
+// Floors: a sorted check, cells and counters take 1.4 ns per event in the level-1 cache; a batch of 256 windows of
+// 34x34, 4,100 events each, takes 1.65 with its clearing. Clearing 10 bins of 640x480 takes 0.35 ms: a call without
+// events is 9 times as fast as plain PyTorch's best with 1e5 events, which one with all of them beats by 5 to 7 times.
 
 #include "common/event_cells.inl"
 #include "event_histogram/math.inl"

@@ -92,6 +92,9 @@ static bool is_inside(EventPacket packet, EventPlanes planes) {
   return true;
 }
 
+// The time is that of the cache misses: plain stores, for packets that are newer than all before, take as long with
+// prefetched cells and 1.4 to 1.9 times as long without; short blocks without prefetching take as long as these.
+//
 // Far enough ahead to hide the way to the third-level cache, few enough to stay in the first.
 constexpr int64_t kAhead = 24;
 
