@@ -46,6 +46,20 @@ class _PlainConvLSTM(nn.Module):
         """It keeps no state between calls."""
 
 
+class _PlainDecoder(nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder_layers = decoder.decoder_layers
+
+    def forward(self, x, maps):
+        for level, skip in zip(self.decoder_layers, reversed(maps), strict=True):
+            x = level[:3](x)
+            if x.shape[2:] != skip.shape[2:]:
+                x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
+            x = level[3:](x + skip)
+        return x
+
+
 class _Plain(EfficientConvLSTM):
     def __init__(self, **arguments):
         super().__init__(**arguments)
@@ -54,6 +68,8 @@ class _Plain(EfficientConvLSTM):
             setattr(self.encoder, name, nn.Sequential(*getattr(self.encoder, name)))
         self.skip_convlstms = nn.ModuleList(_PlainConvLSTM(layer) for layer in self.skip_convlstms)
         self.convlstm = _PlainConvLSTM(self.convlstm)
+        self.decoder = _PlainDecoder(self.decoder)
+        self.final_conv = nn.Sequential(*self.final_conv)
 
     def forward(self, frames):
         """The published one with all four skip maps, contiguous throughout: channels_last takes longer here."""

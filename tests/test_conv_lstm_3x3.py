@@ -63,6 +63,9 @@ class TestConvLSTM3x3(DifferentiableOpContract):
         return [
             sample(2, 2, 3, 5, 3, 6, **options),
             sample(1, 2, 6, 9, 1, 1, **options),
+            # Two gates share a vector: in any instruction set, and of the widest one fill it.
+            sample(2, 1, 3, 2, 4, 5, **options),
+            sample(1, 2, 4, 8, 3, 5, resets=True, order="gofi", **options),
             sample(2, 2, 5, 17, 5, 4, resets=True, bias=False, order="fiog", **options),
             *[sample(2, 3, 20, 33, 11, 19, resets=True, **options)] * large,
         ]
@@ -226,7 +229,8 @@ class TestCellTakesIt:
             ({"zoneout": 0.1}, 0),
             ({"dilation": 2}, 0),
             ({"activation": "hardtanh"}, 0),
-            ({"hidden_channels": 15}, 0),
+            ({"hidden_channels": 8}, 2),
+            ({"hidden_channels": 7}, 0),
         ],
     )
     def test_cells_with_options_are_composed(self, options, taken):

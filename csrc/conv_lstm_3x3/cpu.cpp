@@ -37,11 +37,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Ten
     using R = Compute<T>;
     const WinogradShape w = s.convolution();
     const int64_t panels = EVKERNELS_CALL(winograd_panels<R>, w), blocks = EVKERNELS_CALL(winograd_blocks<R>, w);
-    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, s.channels);
+    const int64_t stride = EVKERNELS_CALL(state_stride<R>, s.channels);
     const int64_t x_stride = EVKERNELS_CALL(whole_vectors<R>, s.inputs);
     const int64_t map_size = EVKERNELS_CALL(maps_size<R>, stride, m);
     const auto packed = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, w));
-    const auto packed_bias = workspace<R>(4 * stride);
+    const auto packed_bias = workspace<R>(4 * EVKERNELS_CALL(whole_vectors<R>, s.channels));
     const auto x_maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, x_stride, m));
     const auto state_maps = workspace<R>(3 * map_size);
     R *now = state_maps.get(), *next = now + map_size, *const cell = next + map_size;

@@ -11,6 +11,18 @@
 #include "conv_lstm_3x3/winograd.inl"
 #include "lstm_gates/math.inl"
 
+// Whether two gates share a vector.
+template <class R>
+static bool is_narrow(int64_t channels) {
+  return 2 * channels <= Arithmetic<R>::kLanes;
+}
+
+// The stride of the state's maps: whole vectors, or half of one, so that two pixels side by side fill it.
+template <class R>
+static int64_t state_stride(int64_t channels) {
+  return is_narrow<R>(channels) ? Arithmetic<R>::kLanes / 2 : whole_vectors<R>(channels);
+}
+
 template <class T, class R>
 static void conv_lstm_3x3_pack(const T* weight, const T* bias, R* packed, R* packed_bias, const ConvLstm3x3Shape& s,
                                int64_t begin, int64_t end) {
@@ -20,13 +32,67 @@ static void conv_lstm_3x3_pack(const T* weight, const T* bias, R* packed, R* pac
   WinogradWeight<T> rows = {{}, depth * 9, 9, false};
   for (int gate = 0; gate < 4; ++gate) rows.gates[gate] = weight + places[gate] * s.channels * depth * 9;
   winograd_pack<T>(rows, packed, s.convolution(), begin, end);
-  for (int64_t c = begin * kLanes; c < end * kLanes; ++c) {
+  for (int64_t lane = begin * kLanes; lane < end * kLanes; ++lane) {
+    const int64_t c = is_narrow<R>(s.channels) ? lane % (kLanes / 2) : lane;
     for (int gate = 0; gate < 4; ++gate) {
       const bool real = c < s.channels && bias;
-      packed_bias[(c / kLanes * 4 + gate) * kLanes + c % kLanes] =
+      packed_bias[(lane / kLanes * 4 + gate) * kLanes + lane % kLanes] =
           real ? to_float(bias[places[gate] * s.channels + c]) : 0;
     }
   }
+}
+
+// Elements [first, first + lanes) of a and b, one behind the other.
+template <class V>
+EVKERNELS_INLINE V halves(V a, V b, int first) {
+  constexpr int kLanes = sizeof(V) / 4;
+  VecI from;
+#pragma GCC unroll 16
+  for (int k = 0; k < kLanes; ++k) from[k] = first + (k < kLanes / 2 ? k : k + kLanes / 2);
+  return __builtin_shuffle(a, b, from);
+}
+
+// Blocks [begin, end) of one step where two gates share a vector: both pixels of a square's row at once, their channels
+// side by side.
+template <class T, class S, class R>
+static void conv_lstm_3x3_narrow_step(const ConvLstm3x3Step<T, S, R>& d, const R* packed, R* buffer,
+                                      const ConvLstm3x3Shape& s, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes, kHalf = kLanes / 2;
+  const Maps& m = s.maps;
+  const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.h, s.channels, kHalf}};
+  const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};
+  winograd_squares<2>(inputs, packed, buffer, s.convolution(), begin, end,
+                      [&](const SquarePlace& square, int64_t, VecF(&sums)[4][2]) EVKERNELS_LOOP_BODY {
+                        const int64_t pixels = smaller(2, m.width - square.left),
+                                      rows = smaller(2, m.height - square.top);
+                        for (int64_t row = 0; row < rows; ++row) {
+                          VecF pre[4];
+#pragma GCC unroll 4
+                          for (int gate = 0; gate < 4; ++gate) {
+                            const VecF left = sums[2 * row][gate / 2], right = sums[2 * row + 1][gate / 2];
+                            pre[gate] = halves(left, right, gate % 2 * kHalf) + (VecF)load(d.bias + gate * kLanes);
+                          }
+                          const int64_t place = (square.padded(m) + (row + 1) * m.padded_width() + 1) * kHalf;
+                          const VecF c = load(d.cell + place);
+                          VecF h, c_next;
+                          lstm_gates_math<VecF>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
+                          // Behind the last column is the border, which stays zero.
+                          store_columns(d.cell + place, rounded<S>(c_next), pixels * kHalf);
+                          store_columns(d.h_next + place, rounded<T>(h), pixels * kHalf);
+                          if (!d.gates) continue;
+                          const int64_t first = (square.sample * m.height + square.top + row) * m.width + square.left;
+                          for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+                            const auto of_pixel = [&](VecF both) EVKERNELS_LOOP_BODY {
+                              return pixel ? halves(both, both, kHalf) : both;
+                            };
+                            store_partial(d.cells + (first + pixel) * s.channels, of_pixel(c), s.channels);
+                            for (int gate = 0; gate < 4; ++gate) {
+                              T* const kept = d.gates + ((first + pixel) * 4 + places[gate]) * s.channels;
+                              store_partial(kept, of_pixel(pre[gate]), s.channels);
+                            }
+                          }
+                        }
+                      });
 }
 
 // Blocks [begin, end) of one step.
@@ -35,6 +101,9 @@ static void conv_lstm_3x3_step(const ConvLstm3x3Step<T, S, R>& d, const R* packe
                                int64_t begin, int64_t end) {
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  if constexpr (kLanes > 1) {
+    if (is_narrow<R>(s.channels)) return conv_lstm_3x3_narrow_step(d, packed, buffer, s, begin, end);
+  }
   const int64_t x_stride = round_up(s.inputs, kLanes), stride = round_up(s.channels, kLanes);
   const WinogradInput<R> inputs[2] = {{d.x, s.inputs, x_stride}, {d.h, s.channels, stride}};
   const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};

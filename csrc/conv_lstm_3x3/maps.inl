@@ -2,7 +2,7 @@
 
 #include "conv_lstm_1x1/tiles.inl"
 
-// The stride of a map's pixels: whole vectors.
+// Channels in whole vectors.
 template <class R>
 static int64_t whole_vectors(int64_t channels) {
   return round_up(channels, Arithmetic<R>::kLanes);
@@ -34,8 +34,8 @@ static void zero_borders(R* maps, int64_t stride, const Maps& m) {
   }
 }
 
-// Rows [begin, end) of all maps, batch * height in all. `stride` is a multiple of the lanes; what is behind the
-// channels becomes zero.
+// Rows [begin, end) of all maps, batch * height in all. Whole vectors are written: what is behind the channels becomes
+// zero, and where `stride` is half a vector, as much behind the last pixel.
 template <class T, class R>
 static void load_rows(const T* frames, int64_t channels, bool channels_last, R* maps, int64_t stride, const Maps& m,
                       int64_t begin, int64_t end) {

@@ -7,8 +7,9 @@
 // vectors].
 //
 // Output columns come in units: one vector of channels of each of `gates` gates, side by side, so that an epilogue sees
-// all gates of a channel at once. Every sum runs over the channels in ascending order: results depend neither on
-// threads nor on the block that a square falls into.
+// all gates of a channel at once. Four gates of so few channels that half a vector holds them share vectors, two to
+// each: half of the products would be zeros otherwise. Every sum runs over the channels in ascending order: results
+// depend neither on threads nor on the block that a square falls into.
 //
 // The error is that of sums over the 4x4 surroundings, about three times that of a direct sum; a NaN or an infinity
 // reaches all pixels of the squares that see it.
@@ -28,14 +29,15 @@ struct WinogradInput {
 template <class R>
 struct WinogradSizes {
   static constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  int64_t depth, units, vectors, panels;
+  int64_t depth, vectors, panels;
+  int64_t sharing;  // gates per vector
   int64_t row;  // stride of the transformed squares: a vector more than needed, which also spreads the sets of a cache
   int64_t block;  // squares, a multiple of kMostRows
 
   EVKERNELS_LOOP_BODY explicit WinogradSizes(const WinogradShape& s) {
     depth = s.inputs[0] + s.inputs[1];
-    units = (s.channels + kLanes - 1) / kLanes;
-    vectors = units * s.gates;
+    sharing = s.gates == 4 && 2 * s.channels <= kLanes ? 2 : 1;
+    vectors = (s.channels + kLanes - 1) / kLanes * s.gates / sharing;
     panels = (vectors + kPanelVectors - 1) / kPanelVectors;
     row = round_up(s.inputs[0] + round_up(s.inputs[1], kLanes) + kLanes, kLanes);
     // A place of the block, block x depth, should leave room in the second-level cache for the weights that it meets.
@@ -117,15 +119,21 @@ static void winograd_pack(const WinogradWeight<T>& weight, R* packed, const Wino
       const int64_t count = smaller(kStrip, sizes.depth - strip);
       R places[16][kStrip * kPanelVectors * kLanes];
       for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t unit = (first + v) / s.gates, channels = smaller(kLanes, s.channels - unit * kLanes);
-        const T* const from = weight.gates[(first + v) % s.gates] + unit * kLanes * weight.output_stride +
-                              strip * weight.input_stride + (weight.backward ? 8 : 0);
+        const int64_t lanes = kLanes / sizes.sharing, vectors_of_unit = s.gates / sizes.sharing;
+        const int64_t unit = (first + v) / vectors_of_unit, channels = smaller(lanes, s.channels - unit * lanes);
+        const T* windows[2];
+        for (int64_t part = 0; part < sizes.sharing; ++part) {
+          windows[part] = weight.gates[(first + v) % vectors_of_unit * sizes.sharing + part] +
+                          unit * lanes * weight.output_stride + strip * weight.input_stride + (weight.backward ? 8 : 0);
+        }
         for (int64_t k = 0; k < count; ++k) {
           R taps[9][kLanes] = {};
-          for (int64_t lane = 0; lane < channels; ++lane) {
-            const T* const window = from + lane * weight.output_stride + k * weight.input_stride;
+          for (int64_t part = 0; part < sizes.sharing; ++part) {
+            for (int64_t lane = 0; lane < channels; ++lane) {
+              const T* const window = windows[part] + lane * weight.output_stride + k * weight.input_stride;
 #pragma GCC unroll 9
-            for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = to_float(window[tap * step]);
+              for (int tap = 0; tap < 9; ++tap) taps[tap][part * lanes + lane] = to_float(window[tap * step]);
+            }
           }
           winograd_spread_weight<typename Arithmetic<T>::Type>(taps, places[0] + (k * vectors + v) * kLanes,
                                                                kStrip * kPanelVectors * kLanes);
@@ -232,6 +240,79 @@ EVKERNELS_INLINE void winograd_gather(const R* __restrict__ from, int64_t place,
   }
 }
 
+// The place of a square on the maps, going from one to the next without a division.
+struct SquarePlace {
+  int64_t sample, top, left;
+
+  EVKERNELS_LOOP_BODY SquarePlace(const Maps& m, int64_t square) {
+    const int64_t row = square / m.square_columns();
+    sample = row / m.square_rows();
+    top = 2 * (row - sample * m.square_rows());
+    left = 2 * (square - row * m.square_columns());
+  }
+  EVKERNELS_LOOP_BODY void advance(const Maps& m) {
+    left += 2;
+    if (left < m.width) return;
+    left = 0;
+    top += 2;
+    if (top < m.height) return;
+    top = 0;
+    ++sample;
+  }
+  // Of the pixel with the square's upper left surroundings, among all padded ones.
+  EVKERNELS_LOOP_BODY int64_t padded(const Maps& m) const {
+    return (sample * m.padded_height() + top) * m.padded_width() + left;
+  }
+};
+
+// Blocks [begin, end): finish(place, unit, sums[4][vectors]) for every square and every unit, which is `vectors`
+// vectors of sums for each of its pixels.
+template <int vectors, class R, class Finish>
+EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], const R* __restrict__ packed,
+                                       R* __restrict__ buffer, const WinogradShape& s, int64_t begin, int64_t end,
+                                       const Finish& finish) {
+  using V = typename Arithmetic<R>::Type;
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  const WinogradSizes<R> sizes(s);
+  const Maps& m = s.maps;
+  R* const results = buffer + 16 * sizes.place();
+  const int64_t width = m.padded_width();
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
+    const SquarePlace start(m, first);
+    SquarePlace place = start;
+    for (int64_t square = 0; square < count; ++square, place.advance(m)) {
+      R* to = buffer + square * sizes.row;
+      for (const WinogradInput<R>& input : inputs) {
+        winograd_spread(input.maps + place.padded(m) * input.stride, input.stride, width * input.stride, input.channels,
+                        to, sizes.place());
+        to += input.channels;
+      }
+    }
+    for (int64_t panel = 0; panel < sizes.panels; ++panel) {
+      const int64_t first_vector = panel * kPanelVectors,
+                    count_vectors = smaller(kPanelVectors, sizes.vectors - first_vector);
+      const R* const weights = packed + 16 * first_vector * kLanes * sizes.depth;
+      for (int64_t at = 0; at < 16; ++at) {
+        winograd_products(count_vectors, buffer + at * sizes.place(), sizes.row,
+                          weights + at * sizes.depth * count_vectors * kLanes, sizes.depth, count,
+                          results + at * sizes.result_place());
+      }
+      place = start;
+      for (int64_t square = 0; square < count; ++square, place.advance(m)) {
+        for (int64_t v = 0; v < count_vectors; v += vectors) {
+          V sums[4][vectors];
+#pragma GCC unroll 4
+          for (int n = 0; n < vectors; ++n) {
+            winograd_gather(results + (square * count_vectors + v + n) * kLanes, sizes.result_place(), n, sums);
+          }
+          finish(place, (first_vector + v) / vectors, sums);
+        }
+      }
+    }
+  }
+}
+
 // Blocks [begin, end): epilogue(pixel, at, unit, sums[gates]) for every pixel, the `pixel`-th of all and the `at`-th of
 // all padded ones, and every unit of gates.
 template <int gates, class R, class Epilogue>
@@ -239,49 +320,16 @@ EVKERNELS_INLINE void winograd_convolve(const WinogradInput<R> (&inputs)[2], con
                                         R* __restrict__ buffer, const WinogradShape& s, int64_t begin, int64_t end,
                                         const Epilogue& epilogue) {
   using V = typename Arithmetic<R>::Type;
-  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  const WinogradSizes<R> sizes(s);
   const Maps& m = s.maps;
-  R* const results = buffer + 16 * sizes.place();
-  const int64_t columns = m.square_columns(), squares = m.square_rows() * columns, width = m.padded_width();
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
-    for (int64_t square = 0; square < count; ++square) {
-      const int64_t sample = (first + square) / squares, inside = first + square - sample * squares;
-      const int64_t pixel = sample * m.padded_pixels() + inside / columns * 2 * width + inside % columns * 2;
-      R* to = buffer + square * sizes.row;
-      for (const WinogradInput<R>& input : inputs) {
-        winograd_spread(input.maps + pixel * input.stride, input.stride, width * input.stride, input.channels, to,
-                        sizes.place());
-        to += input.channels;
-      }
-    }
-    for (int64_t panel = 0; panel < sizes.panels; ++panel) {
-      const int64_t start = panel * kPanelVectors, vectors = smaller(kPanelVectors, sizes.vectors - start);
-      const R* const weights = packed + 16 * start * kLanes * sizes.depth;
-      for (int64_t place = 0; place < 16; ++place) {
-        winograd_products(vectors, buffer + place * sizes.place(), sizes.row,
-                          weights + place * sizes.depth * vectors * kLanes, sizes.depth, count,
-                          results + place * sizes.result_place());
-      }
-      for (int64_t square = 0; square < count; ++square) {
-        const int64_t sample = (first + square) / squares, inside = first + square - sample * squares;
-        const int64_t top = inside / columns * 2, left = inside % columns * 2;
-        for (int64_t v = 0; v < vectors; v += gates) {
-          V sums[4][gates];
-#pragma GCC unroll 4
-          for (int gate = 0; gate < gates; ++gate) {
-            winograd_gather(results + (square * vectors + v + gate) * kLanes, sizes.result_place(), gate, sums);
-          }
-          for (int corner = 0; corner < 4; ++corner) {
-            const int64_t y = top + corner / 2, x = left + corner % 2;
-            if (y < m.height && x < m.width) {
-              epilogue((sample * m.height + y) * m.width + x, sample * m.padded_pixels() + (y + 1) * width + x + 1,
-                       (start + v) / gates, sums[corner]);
-            }
-          }
-        }
-      }
-    }
-  }
+  winograd_squares<gates>(inputs, packed, buffer, s, begin, end,
+                          [&](const SquarePlace& place, int64_t unit, V(&sums)[4][gates]) EVKERNELS_LOOP_BODY {
+                            for (int corner = 0; corner < 4; ++corner) {
+                              const int64_t y = place.top + corner / 2, x = place.left + corner % 2;
+                              if (y < m.height && x < m.width) {
+                                epilogue((place.sample * m.height + y) * m.width + x,
+                                         place.padded(m) + (corner / 2 + 1) * m.padded_width() + corner % 2 + 1, unit,
+                                         sums[corner]);
+                              }
+                            }
+                          });
 }

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evkernels.models.efficient_conv_lstm import BINS, MAP, EfficientDecoder, grid_of
+from evkernels.models.efficient_conv_lstm import BINS, MAP, grid_of
+from evkernels.models.efficient_decoder import EfficientDecoder
 from evkernels.nn.compat import eseg
 
 # Expansion, channels, blocks and stride of MobileNetV2's stages (Sandler et al. 2018, arXiv:1801.04381, table 2).
@@ -118,6 +119,12 @@ class _ReluDecoder(EfficientDecoder):
         return nn.Sequential(
             nn.ConvTranspose2d(channels, skip, 2, stride=2), nn.ReLU(), nn.Conv2d(skip, skip, 3, padding=1), nn.ReLU()
         )
+
+    def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
+        return level[:2](x)
+
+    def _convolved(self, level: nn.Sequential, x: Tensor) -> Tensor:
+        return level[2:](x)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

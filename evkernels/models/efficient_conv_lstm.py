@@ -3,17 +3,17 @@
 The published network fails on its first call (its decoder is given one map too few); this one passes all four skip
 maps, in all combinations of model and skips. There are no published weights. Encoder and decoder run frame by frame,
 because their batch norms see a frame at a time in training; the recurrent layers run whole sequences. Encoder and
-recurrent layers are channels_last, for which their ops are made; the decoder's few channels are faster contiguous.
+recurrent layers are channels_last, for which their ops are made.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.models.efficient_decoder import EfficientDecoder, Head
 from evkernels.models.event_encoder import EventEncoder
 from evkernels.nn import EventNormalization
 from evkernels.nn.compat import eseg
@@ -92,13 +92,7 @@ class EfficientConvLSTM(nn.Module):
                 for channels, hidden in zip(CHANNELS, self.skip_channels, strict=False)
             )
         self._make_bottleneck(bottleneck_channels)
-        self.final_conv = nn.Sequential(
-            nn.Conv2d(self.skip_channels[0], 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.GELU(),
-            nn.Conv2d(32, 1, 1),
-            nn.Sigmoid(),
-        )
+        self.final_conv = Head(self.skip_channels[0])
         for module in (self.skip_convlstms, self.final_conv):
             module.apply(_initialize)
         # Mostly dark to begin with.
@@ -151,13 +145,19 @@ class EfficientConvLSTM(nn.Module):
         if self.skip_lstm:
             skips = [layer(maps) for layer, maps in zip(self.skip_convlstms, skips, strict=True)]
         outputs = [
-            self.final_conv(self.decoder(encoding.contiguous(), [maps.contiguous() for maps in frame]))
+            self.final_conv(self.decoder(*self._in_layout(encoding, frame)))
             for encoding, *frame in zip(encodings.unbind(1), *(maps.unbind(1) for maps in skips), strict=True)
         ]
         encodings = encodings.detach()
         if self.monitor is not None and self.training:
             self.monitor(encodings)
         return torch.cat(outputs, dim=1), encodings, seq_events
+
+    def _in_layout(self, encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What the decoder is given, in the layout that it is faster in."""
+        layout = torch.contiguous_format if self.training else torch.channels_last
+        encoding, *maps = (value.contiguous(memory_format=layout) for value in (encoding, *maps))
+        return encoding, maps
 
     def reset_states(self, samples: Tensor | None = None) -> None:
         """Forgets the states: the next call starts from zeros, and may have another batch size.
@@ -240,47 +240,6 @@ def grid_of(window: Tensor, height: int, width: int) -> Tensor:
         return ops.voxel_grid(
             x, y, t, p.long(), bins=BINS, height=height, width=width, convention="eseg", offsets=offsets
         )
-
-
-class EfficientDecoder(nn.Module):
-    """From the bottleneck's map up through the skip maps: four times upsample, join, convolve.
-
-    Args:
-        encoder_channels: Channels of the skip maps from the finest, then of the bottleneck.
-        method: "add" or "concat".
-
-    Forward: (x [N, encoder_channels[-1], h, w], the skip maps from the finest) to [N, encoder_channels[0], H, W] of the
-    finest map's size. Keys: `decoder_layers.<level>.{0,1,3,4}`, the coarsest level first.
-    """
-
-    def __init__(self, encoder_channels: Sequence[int], method: str = "add") -> None:
-        super().__init__()
-        if method not in ("add", "concat"):
-            raise ValueError(f"method must be 'add' or 'concat', got {method!r}")
-        self.method = method
-        self.decoder_layers = nn.ModuleList(
-            self._level(channels, skip) for channels, skip in pairwise(reversed(encoder_channels))
-        )
-
-    def _level(self, channels: int, skip: int) -> nn.Sequential:
-        joined = 2 * skip if self.method == "concat" else skip
-        return nn.Sequential(
-            nn.ConvTranspose2d(channels, skip, 2, stride=2),
-            nn.BatchNorm2d(skip),
-            nn.GELU(),
-            nn.Conv2d(joined, skip, 3, padding=1),
-            nn.BatchNorm2d(skip),
-            nn.GELU(),
-        )
-
-    def forward(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        for level, skip in zip(self.decoder_layers, reversed(maps), strict=True):
-            half = len(level) // 2
-            x = level[:half](x)
-            if x.shape[2:] != skip.shape[2:]:
-                x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
-            x = level[half:](x + skip if self.method == "add" else torch.cat([x, skip], dim=1))
-        return x
 
 
 def _initialize(module: nn.Module) -> None:

@@ -202,11 +202,12 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) ->
         running.copy_((1 - share) * running + share * value)
 
 
-def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def folded(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution equal to `convolution` followed by `norm` in evaluation mode."""
     dtype = torch.promote_types(convolution.weight.dtype, torch.float32)
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
-    weight = convolution.weight.to(dtype) * scale[:, None, None, None]
+    outputs = (1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+    weight = convolution.weight.to(dtype) * scale.view(outputs)
     bias = 0 if convolution.bias is None else convolution.bias.to(dtype)
     bias = (bias - norm.running_mean.to(dtype)) * scale + norm.bias.to(dtype)
     return weight.to(convolution.weight.dtype), bias.to(convolution.weight.dtype)

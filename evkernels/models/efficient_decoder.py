@@ -1,0 +1,105 @@
+"""EfficientConvLSTM's way up from the bottleneck: four levels and a head of convolutions, batch norms and GELUs.
+
+In evaluation the norms go into the convolutions' weights, GELU works in a convolution's result, and all is
+channels_last, where the library's convolutions of 8 to 32 channels take half to nine tenths of the time. In training,
+where norms and their gradients are most of the work, contiguous maps are faster.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evkernels.nn.separable import folded, has_live_statistics
+
+
+class EfficientDecoder(nn.Module):
+    """From the bottleneck's map up through the skip maps: four times upsample, join, convolve.
+
+    Args:
+        encoder_channels: Channels of the skip maps from the finest, then of the bottleneck.
+        method: "add" or "concat".
+
+    Forward: (x [N, encoder_channels[-1], h, w], the skip maps from the finest) to [N, encoder_channels[0], H, W] of the
+    finest map's size. Keys: `decoder_layers.<level>.{0,1,3,4}`, the coarsest level first.
+    """
+
+    def __init__(self, encoder_channels: Sequence[int], method: str = "add") -> None:
+        super().__init__()
+        if method not in ("add", "concat"):
+            raise ValueError(f"method must be 'add' or 'concat', got {method!r}")
+        self.method = method
+        self.decoder_layers = nn.ModuleList(
+            self._level(channels, skip) for channels, skip in pairwise(reversed(encoder_channels))
+        )
+
+    def _level(self, channels: int, skip: int) -> nn.Sequential:
+        joined = 2 * skip if self.method == "concat" else skip
+        return nn.Sequential(
+            nn.ConvTranspose2d(channels, skip, 2, stride=2),
+            nn.BatchNorm2d(skip),
+            nn.GELU(),
+            nn.Conv2d(joined, skip, 3, padding=1),
+            nn.BatchNorm2d(skip),
+            nn.GELU(),
+        )
+
+    def forward(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        for level, skip in zip(self.decoder_layers, reversed(maps), strict=True):
+            x = self._upsampled(level, x)
+            if x.shape[2:] != skip.shape[2:]:
+                x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
+            x = self._convolved(level, x + skip if self.method == "add" else torch.cat([x, skip], dim=1))
+        return x
+
+    def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
+        up, norm = level[:2]
+        if has_live_statistics(norm):
+            return F.gelu(norm(up(x)))
+        # The windows of a transposed convolution of 2x2 at stride 2 do not overlap: it is one matrix product, three
+        # times as fast.
+        weight, bias = folded(up, norm)
+        batch, _, height, width = x.shape
+        outputs = weight.shape[1]
+        y = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1), bias.repeat(4))
+        y = _gelu(y).view(batch, height, width, 2, 2, outputs).transpose(2, 3)
+        return y.reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
+
+    def _convolved(self, level: nn.Sequential, x: Tensor) -> Tensor:
+        return conv_norm_gelu(x, *level[3:5])
+
+
+class Head(nn.Sequential):
+    """nn.Sequential(3x3 convolution to `channels`, batch norm, GELU, 1x1 convolution to one map, sigmoid)."""
+
+    def __init__(self, in_channels: int, channels: int = 32) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.GELU(),
+            nn.Conv2d(channels, 1, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, _, pointwise, _ = self
+        x = conv_norm_gelu(x, conv, norm)
+        if has_live_statistics(norm):
+            return pointwise(x).sigmoid()
+        y = F.linear(x.permute(0, 2, 3, 1), pointwise.weight.flatten(1), pointwise.bias)
+        return y.sigmoid().permute(0, 3, 1, 2)
+
+
+def conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    if has_live_statistics(norm):
+        return F.gelu(norm(conv(x)))
+    weight, bias = folded(conv, norm)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return _gelu(F.conv2d(x, weight, bias, conv.stride, conv.padding))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU, in place where no gradient needs what was there before."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
