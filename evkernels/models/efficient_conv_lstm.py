@@ -2,8 +2,8 @@
 
 The published network fails on its first call (its decoder is given one map too few); this one passes all four skip
 maps, in all combinations of model and skips. There are no published weights. Encoder and decoder run frame by frame,
-because their batch norms see a frame at a time in training; the recurrent layers run whole sequences. Encoder and
-recurrent layers are channels_last, for which their ops are made.
+because their batch norms see a frame at a time in training and a frame's maps fit in a cache; the recurrent layers run
+whole sequences. Encoder and recurrent layers are channels_last, for which their ops are made.
 """
 
 from collections.abc import Callable, Sequence
@@ -134,14 +134,8 @@ class EfficientConvLSTM(nn.Module):
             raise ValueError("event_sequence must hold at least one window")
         grids = [grid_of(window, self.height, self.width) for window in event_sequence]
         seq_events = [grid for grid, window in zip(grids, event_sequence, strict=True) if window.dim() == 3]
-        bottlenecks, skips = [], []
-        for grid in grids:
-            x = self.normalization(grid).to(self.final_conv[0].weight.dtype)
-            x5, maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
-            bottlenecks.append(F.interpolate(x5, MAP, mode="bilinear", align_corners=False))
-            skips.append(maps)
-        encodings = self._recurrent(_sequence(bottlenecks))
-        skips = [_sequence(maps) for maps in zip(*skips, strict=True)]
+        x5, skips = self._encoded(grids)
+        encodings = self._recurrent(x5)
         if self.skip_lstm:
             skips = [layer(maps) for layer, maps in zip(self.skip_convlstms, skips, strict=True)]
         outputs = [
@@ -152,6 +146,20 @@ class EfficientConvLSTM(nn.Module):
         if self.monitor is not None and self.training:
             self.monitor(encodings)
         return torch.cat(outputs, dim=1), encodings, seq_events
+
+    def _encoded(self, grids: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The bottleneck's input and the skip maps [B, T, C, H, W], T first in memory and frames channels_last: so the
+        recurrent ops read them in place.
+        """
+        frames = []
+        for grid in grids:
+            x = self.normalization(grid).to(self.final_conv[0].weight.dtype)
+            x5, maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
+            frames.append((F.interpolate(x5, MAP, mode="bilinear", align_corners=False), *maps))
+        x5, *skips = (
+            torch.cat(maps).unflatten(0, (len(grids), -1)).transpose(0, 1) for maps in zip(*frames, strict=True)
+        )
+        return x5, skips
 
     def _in_layout(self, encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What the decoder is given, in the layout that it is faster in."""
@@ -214,13 +222,6 @@ class EfficientConvLSTM(nn.Module):
             return self.convlstm(x)
         hidden, self.dense_state = self.dense_lstm(x.flatten(2), self.dense_state)
         return self.fc_to_map(hidden).unflatten(2, (self.bottleneck_channels, *MAP))
-
-
-def _sequence(maps: Sequence[Tensor]) -> Tensor:
-    """Maps [B, C, H, W] of T windows as [B, T, C, H, W], T first in memory and frames in the layout of the maps: so the
-    recurrent ops read them in place.
-    """
-    return torch.cat(list(maps)).unflatten(0, (len(maps), -1)).transpose(0, 1)
 
 
 def grid_of(window: Tensor, height: int, width: int) -> Tensor:

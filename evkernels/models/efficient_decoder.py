@@ -51,7 +51,7 @@ class EfficientDecoder(nn.Module):
             x = self._upsampled(level, x)
             if x.shape[2:] != skip.shape[2:]:
                 x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
-            x = self._convolved(level, x + skip if self.method == "add" else torch.cat([x, skip], dim=1))
+            x = self._convolved(level, x.add_(skip) if self.method == "add" else torch.cat([x, skip], dim=1))
         return x
 
     def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
