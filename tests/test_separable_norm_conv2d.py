@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import DifferentiableOpContract, gradients
+from contract import DifferentiableOpContract, gradients, to_device
 from test_separable_conv2d import ACTIVATIONS
 
 from evkernels import ops
@@ -46,7 +46,7 @@ def sample(
     residual=False, eps=(1e-3, 1e-4), **options
 ):  # fmt: skip
     """Arguments for one call; `options` are the dtype and layout of x. Ahead of a batch norm a bias does nothing, and
-    its gradient is all rounding: there is none unless asked for.
+    its gradient in plain PyTorch is all rounding: there is none unless asked for.
     """
     dtype = options.get("dtype", torch.float32)
     shape = (n, o, (height - 1) // stride + 1, (width - 1) // stride + 1)
@@ -183,6 +183,13 @@ class TestSeparableNormConv2d(DifferentiableOpContract):
         large = {t.data_ptr() for t in saved if t.numel() >= y.numel()}
         assert len(large) == 2
         assert y.data_ptr() not in large
+
+    def test_gradient_of_a_bias_before_a_batch_norm_is_exactly_zero(self, backend):
+        for groups in ((0, 0), (0, 2)):
+            arguments = sample(2, 3, 4, 5, 6, activations=("silu", "gelu"), groups=groups, biases=(True, True))
+            inner, outer = gradients(self.op, to_device(arguments, backend.device))[3:5]
+            assert inner.eq(0).all()
+            assert outer.eq(0).all() == (groups[1] == 0)
 
     def test_zero_weights_have_gradients(self, backend):
         """Residual blocks begin with norms of weight zero."""

@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const int64_t row = size / EVKERNELS_CALL(norm_weight_rows<T>, s);
     for (int64_t o = 0; o < s.outputs; ++o) {
       double bias = 0;
-      for (int64_t unit = 0; unit < units; ++unit) bias += bias_sums[unit * s.outputs + o];
+      for (int64_t unit = 0; output_groups && unit < units; ++unit) bias += bias_sums[unit * s.outputs + o];
       mutable_data<T>(d_pointwise_bias)[o] = from_float<T>(static_cast<R>(bias));
       for (int64_t c = 0; c < s.channels; ++c) {
         double total = 0;
@@ -249,9 +249,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       }
     }
   });
+  // A bias before a batch norm changes nothing. Its gradient is zero, of which a sum over the pixels would leave its
+  // rounding.
+  const bool bias_acts = call.depthwise_bias.has_value() && groups;
   auto [d_x, d_depthwise, d_depthwise_bias] =
       depthwise_conv2d_backward_cpu(d_inner, call.x, call.depthwise_weight, call.depthwise_bias, stride, padding,
-                                    "none", 1, true, true, call.depthwise_bias.has_value());
+                                    "none", 1, true, true, bias_acts);
+  if (call.depthwise_bias.has_value() && !bias_acts) {
+    d_depthwise_bias = call.empty({s.channels}, dtype);
+    torch::stable::zero_(d_depthwise_bias);
+  }
   return {in_layout(d_x, call.layout),
           d_depthwise,
           d_pointwise,

@@ -118,6 +118,11 @@ def separable_norm_conv2d_backward(
         d_d, x_wide, depthwise, [depthwise.shape[0]], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
         depthwise.shape[0], [True, True, True],
     )  # fmt: skip
+    # Before a batch norm a bias changes nothing.
+    d_depthwise_bias, d_pointwise_bias = (
+        d if of_groups else torch.zeros_like(d)
+        for d, of_groups in ((d_depthwise_bias, groups), (d_pointwise_bias, output_groups))
+    )
     pixels = (0, 2, 3)
     gradients = (
         d_x, d_depthwise, d_pointwise, d_depthwise_bias, d_pointwise_bias, (d_inner * normal).sum(pixels),
