@@ -252,9 +252,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   // A bias before a batch norm changes nothing. Its gradient is zero, of which a sum over the pixels would leave its
   // rounding.
   const bool bias_acts = call.depthwise_bias.has_value() && groups;
-  auto [d_x, d_depthwise, d_depthwise_bias] =
-      depthwise_conv2d_backward_cpu(d_inner, call.x, call.depthwise_weight, call.depthwise_bias, stride, padding,
-                                    "none", 1, true, true, bias_acts);
+  auto [d_x, d_depthwise, d_depthwise_bias] = depthwise_conv2d_backward_cpu(
+      d_inner, call.x, call.depthwise_weight, call.depthwise_bias, stride, padding, "none", 1, true, true, bias_acts);
   if (call.depthwise_bias.has_value() && !bias_acts) {
     d_depthwise_bias = call.empty({s.channels}, dtype);
     torch::stable::zero_(d_depthwise_bias);
