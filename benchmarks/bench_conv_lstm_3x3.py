@@ -1,4 +1,4 @@
-"""conv_lstm_3x3 against plain PyTorch, ten steps of two samples.
+"""conv_lstm_3x3 against plain PyTorch, five steps of a sample and ten of two.
 
 Floor: forward reads x and the weights and writes the output; the gradient reads x, the output and its gradient and
 writes that of x. States between steps, weights and what training keeps are not counted. Operations are those of
@@ -14,7 +14,7 @@ from evkernels import ops
 from evkernels.testing import tensor
 
 # (steps, samples, channels of x and h, height, width)
-SHAPES = ((5, 1, 64, 33, 44), (10, 2, 64, 45, 80), (10, 2, 256, 23, 40))
+SHAPES = ((5, 1, 64, 33, 44), (5, 1, 8, 130, 173), (10, 2, 64, 45, 80), (10, 2, 256, 23, 40))
 
 
 def eager(frames, h, c, weight, bias):

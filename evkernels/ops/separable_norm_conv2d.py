@@ -71,10 +71,11 @@ def separable_norm_conv2d(
     in evaluation mode: where a channel's mean is thousands of its deviations, that rounds up to three times as much as
     a norm of its own; the gradient of a bias before a batch norm, of which sums leave rounding, is exactly zero. Kept
     for the gradient are `x` and the pointwise result; the depthwise result is formed anew in every pass over it. The
-    CPU kernel works in channels_last, other layouts are copied; without a kernel PyTorch's operators compute. Under autocast all tensors are cast to the autocast dtype.
-    Deterministic: on the CPU the same bits for any number of threads. Differentiable to any order; double backward,
-    forward mode and torch.func run on the reference. Source: Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1; Wu
-    and He 2018 (arXiv:1803.08494); Howard et al. 2017 (arXiv:1704.04861), figure 3.
+    CPU kernel works in channels_last, other layouts are copied; without a kernel PyTorch's operators compute. Under
+    autocast all tensors are cast to the autocast dtype. Deterministic: on the CPU the same bits for any number of
+    threads. Differentiable to any order; double backward, forward mode and torch.func run on the reference. Source:
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 1; Wu and He 2018 (arXiv:1803.08494); Howard et al. 2017
+    (arXiv:1704.04861), figure 3.
     """
     check_depthwise("depthwise_", x, depthwise_weight, depthwise_bias, stride, activation)
     check_activation("output_activation", output_activation)
