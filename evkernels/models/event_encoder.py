@@ -54,7 +54,10 @@ class EventEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         maps = []
         for block, attention in self.stages():
-            x = attention(block(x))
+            x = block(x)
+            scale = attention.scale(x)
+            # Without gradients in memory that is there: nobody else has the block's result.
+            x = x * scale if x.requires_grad else x.mul_(scale)
             maps.append(x)
         return maps[-1], maps[:-1]
 

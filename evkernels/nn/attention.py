@@ -38,4 +38,8 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean(dim=(2, 3), keepdim=True)).sigmoid()
+        return x * self.scale(x)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The weights [N, channels, 1, 1] of the channels of `x`."""
+        return self.fc(x.mean(dim=(2, 3), keepdim=True)).sigmoid()

@@ -70,7 +70,9 @@ class PartitionAttentionCl(nn.Module):
         tokens = partition(self.norm1(x), self.partition_type, self.partition_size)
         attended = self.drop_path1(self.ls1(self.self_attn(tokens)).reshape(len(x), -1, x.shape[3]))
         x = add_partitioned(x, attended, self.partition_type, self.partition_size)
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        # Without gradients in memory that is there: fresh memory costs as much as the addition.
+        return x + branch if branch.requires_grad else branch.add_(x)
 
 
 class SelfAttentionCl(nn.Module):
@@ -103,7 +105,10 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        (linear, _), dropout, last = self.net
+        hidden = linear(x)
+        hidden = F.gelu(hidden) if hidden.requires_grad else torch.ops.aten.gelu_(hidden)
+        return last(dropout(hidden))
 
 
 class LayerScale(nn.Module):
