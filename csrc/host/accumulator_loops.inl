@@ -7,7 +7,7 @@
 #include "common/event_cells.inl"
 
 // Long blocks, because each column's type is looked at per block and what is ahead of its end is not prefetched.
-constexpr int64_t kLongBlock = 4 * kBlock;
+constexpr int64_t kLongBlock = 512;
 
 static int64_t size_of(IntType type) {
   switch (type) {
