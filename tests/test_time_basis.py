@@ -68,7 +68,8 @@ class TestTimeBasis(DifferentiableOpContract):
         return samples[:1] if backend.is_slow else samples
 
     def typical(self, dtype, layout):
-        return [sample(1024, 8, 16, "cosine", dtype, layout)]
+        # The kinds that take the most registers.
+        return [sample(1024, 8, 16, "cosine", dtype, layout), sample(1024, 8, 8, "morlet", dtype, layout)]
 
     def tiny(self):
         return sample(4, 2, 2, "cosine", torch.float64)

@@ -23,6 +23,7 @@ from evkernels.triton_kernels.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.triton_kernels.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
 from evkernels.triton_kernels.retrieval_recall import retrieval_recall
 from evkernels.triton_kernels.separable_conv2d import separable_conv2d
+from evkernels.triton_kernels.time_basis import time_basis, time_basis_backward
 from evkernels.triton_kernels.time_surface import time_surface
 from evkernels.triton_kernels.voxel_grid import voxel_grid
 
@@ -48,6 +49,8 @@ __all__ = [
     "normalized_mse_cosine_backward",
     "retrieval_recall",
     "separable_conv2d",
+    "time_basis",
+    "time_basis_backward",
     "time_surface",
     "voxel_grid",
 ]

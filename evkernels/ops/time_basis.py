@@ -105,7 +105,7 @@ _backward = registration.define(
     fake=_fake_backward,
     layout_of=1,
 )
-# Pointwise work and sums, which torch.compile fuses: PyTorch's own operators serve GPUs.
+# Without Triton PyTorch's own operators serve GPUs.
 for _op in (_forward, _backward):
     registration.define_composed(_op, registration.default_kernels[_op._opname])
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
