@@ -1,10 +1,10 @@
 """Gated sums of basis functions of time in Triton: one program takes a block of timestamps and computes its functions.
 
 A function is computed for a tile [timestamps, features] at a time and summed up in registers: 8 + 4 D bytes move per
-timestamp forward. Functions set the time, not memory: instructions of 8 x 16 cosines take 17 times
-as long as the bytes, as modelled for an A100. A program without an
-open gate computes none, a closed gate among open ones costs what an open one does. The gradient recomputes; its sums
-over timestamps are written per program and added by PyTorch: no atomics.
+timestamp forward. Functions set the time, not memory: instructions of 8 x 16 cosines take 17 times as long as the
+bytes, as modelled for an A100. A program without an open gate computes none; a closed gate among open ones costs what
+an open one does. The gradient recomputes; its sums over timestamps are written per program and added by PyTorch: no
+atomics.
 
 What lost: putting a program's open gates in front and computing these alone, by a running sum of the gates and a search
 for each place. With half of 4,800 gates open it executes more than it saves: modelled 3.6 us instead of 2.2 for 8 x 16
