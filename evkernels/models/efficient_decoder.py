@@ -1,8 +1,9 @@
 """EfficientConvLSTM's way up from the bottleneck: four levels and a head of convolutions, batch norms and GELUs.
 
 In evaluation the norms go into the convolutions' weights, GELU works in a convolution's result, and all is
-channels_last, where the library's convolutions of 8 to 32 channels take half to nine tenths of the time. In training,
-where norms and their gradients are most of the work, contiguous maps are faster.
+channels_last, where the library's convolutions of 8 to 32 channels take half to nine tenths of the time. In training
+maps are contiguous: in channels_last, with the matrix product, a step takes 0.75 of the time, but the library's batch
+norm sums so that gradients come out with three times the rounding error.
 """
 
 from collections.abc import Sequence
