@@ -238,3 +238,23 @@ def test_econvlstm_runs_trains_and_continues(skip_lstm):
         parts = torch.cat([network(grids[:1])[0], network(grids[1:])[0]], dim=1)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     network.detach_states()
+
+
+@pytest.mark.parametrize("network", [EConvlstm, EfficientConvLSTM])
+def test_decoder_equals_its_layers_in_training_and_evaluation(network):
+    """Maps of exactly twice the size, so that nothing is interpolated."""
+    torch.manual_seed(0)
+    decoder = network(height=SIZE[0], width=SIZE[1]).double().decoder
+    channels = [level[0].out_channels for level in decoder.decoder_layers][::-1]
+    maps = [torch.randn(2, count, 32 >> k, 48 >> k, dtype=torch.float64) for k, count in enumerate(channels)]
+    x = torch.randn(2, decoder.decoder_layers[0][0].in_channels, 2, 3, dtype=torch.float64)
+    decoder(x, maps).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in decoder.parameters())
+    decoder.eval()
+    expected = x
+    for level, skip in zip(decoder.decoder_layers, reversed(maps), strict=True):
+        half = len(level) // 2
+        expected = level[half:](level[:half](expected) + skip)
+    torch.testing.assert_close(decoder(x, maps), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(x, maps), expected)

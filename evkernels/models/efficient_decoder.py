@@ -52,8 +52,13 @@ class EfficientDecoder(nn.Module):
             x = self._upsampled(level, x)
             if x.shape[2:] != skip.shape[2:]:
                 x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
-            x = self._convolved(level, x.add_(skip) if self.method == "add" else torch.cat([x, skip], dim=1))
+            x = self._convolved(level, self._joined(x, skip))
         return x
+
+    def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        if self.method == "concat":
+            return torch.cat([x, skip], dim=1)
+        return x + skip if x.requires_grad else x.add_(skip)
 
     def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
         up, norm = level[:2]
@@ -69,7 +74,7 @@ class EfficientDecoder(nn.Module):
         return y.reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
 
     def _convolved(self, level: nn.Sequential, x: Tensor) -> Tensor:
-        return conv_norm_gelu(x, *level[3:5])
+        return _conv_norm_gelu(x, *level[3:5])
 
 
 class Head(nn.Sequential):
@@ -86,14 +91,14 @@ class Head(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, _, pointwise, _ = self
-        x = conv_norm_gelu(x, conv, norm)
+        x = _conv_norm_gelu(x, conv, norm)
         if has_live_statistics(norm):
             return pointwise(x).sigmoid()
         y = F.linear(x.permute(0, 2, 3, 1), pointwise.weight.flatten(1), pointwise.bias)
         return y.sigmoid().permute(0, 3, 1, 2)
 
 
-def conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     if has_live_statistics(norm):
         return F.gelu(norm(conv(x)))
     weight, bias = folded(conv, norm)
