@@ -23,7 +23,8 @@ def build_cpu_kernels() -> Path:
     folder = build.ROOT / "build" / "sanitized"
     flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
     flags += [*build.DEFINES, *build.INCLUDES, *build.SANITIZE_FLAGS]
-    sources = [*sorted((build.ROOT / "csrc").glob("*/cpu.cpp")), build.ROOT / "csrc" / "common" / "isa.cpp"]
+    csrc = build.ROOT / "csrc"
+    sources = sorted(csrc.glob("*/cpu.cpp")) + sorted(csrc.glob("common/*.cpp"))
     objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
     with build.locked(folder), ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
         commands = (["g++", *flags, "-c", str(source)] for source in sources)
