@@ -5,7 +5,8 @@ the matrix units, into sums [timestamps, outputs] in registers, so that nothing 
 4 (F + S) bytes per timestamp. These products set the time, not memory: of F = S = 16, 5 harmonics and 8 bases they are
 4,864 multiply-adds per timestamp, 9.6 us for 19,200 timestamps at an A100's 19.5 TFLOP/s and 2.8 at an H100's 67,
 where the bytes take 1.6 and 0.8. The compiled kernel executes 7,200 float instructions per timestamp, a third of
-them for sines, tanh and bases.
+them for sines, tanh and bases. On sm_90 Triton lays the factors out with bank conflicts, 3.3 passes through shared
+memory for 1, so that these are modelled as ten times the products' time (1.9 times on sm_80): docs/gpu.md.
 
 What lost, as modelled: columns of the weights multiplied by one feature at a time, where each of the four threads that
 share a timestamp computes all sines of it, with the library's sine and its local memory (6 times the time of float

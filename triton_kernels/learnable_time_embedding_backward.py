@@ -5,7 +5,8 @@ In the second a program holds 32 functions (harmonics, tanh, or bases of some fe
 through the timestamps in steps of ROWS, and keeps the sums for its weights in registers: d_weight of outputs x
 functions, and of each function's rate and shift. It computes its functions for these timestamps alone, each harmonic by
 its own cosine and sine. The products are 3 times the forward's, which set the time: 29 us for 19,200 timestamps, F = S
-= 16, at an A100's 19.5 TFLOP/s.
+= 16, at an A100's 19.5 TFLOP/s; 2.4 times as much is modelled (7 times on an H100), for the factors' passes through
+shared memory. 32 outputs take all 255 registers of a thread, of which an eighth of the warps fit.
 
 What lost: one program for all functions of 16 features, which shares their sines. Its 10 sums of 16 x 16 leave each
 thread 2 elements of a product, whose factors take 3 times as many passes through shared memory (35 us modelled for
