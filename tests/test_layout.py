@@ -43,6 +43,8 @@ WITHOUT = {
     "time_basis": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh"},
     # Small products, which a library does well: on GPUs the reference serves.
     "expert_router": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # On GPUs PyTorch's own fused attention serves.
+    "window_attention": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.
     "separable_norm_conv2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
 }

@@ -21,6 +21,7 @@ from evkernels.ops.separable_norm_conv2d import separable_norm_conv2d
 from evkernels.ops.time_basis import time_basis
 from evkernels.ops.time_surface import time_surface
 from evkernels.ops.voxel_grid import voxel_grid
+from evkernels.ops.window_attention import window_attention
 
 __all__ = [
     "contrastive_loss",
@@ -42,4 +43,5 @@ __all__ = [
     "time_basis",
     "time_surface",
     "voxel_grid",
+    "window_attention",
 ]

@@ -77,6 +77,11 @@ def define_composed(op: torch._ops.OpOverload, kernel: Callable, keys: tuple[str
     composed_keys[name] = keys
 
 
+def define_composite(op: torch._ops.OpOverload, kernel: Callable, key: str) -> None:
+    """At `key`, a device's autograd key, `op` is what `kernel` does with PyTorch's operators, gradients included."""
+    _library.impl(op.name().partition("::")[2], kernel, key)
+
+
 def forbid_gradient(op: torch._ops.OpOverload, why: str) -> None:
     """Differentiating through `op` raises instead of being silently zero."""
 

@@ -64,6 +64,7 @@ from evkernels.reference.voxel_grid import (
     voxel_grid_into_kernel,
     voxel_grid_kernel,
 )
+from evkernels.reference.window_attention import to_map, to_tokens, window_attention, window_attention_backward
 
 __all__ = [
     "contrastive_loss",
@@ -112,8 +113,12 @@ __all__ = [
     "time_surface",
     "time_surface_into_kernel",
     "time_surface_kernel",
+    "to_map",
+    "to_tokens",
     "voxel_grid",
     "voxel_grid_backward",
     "voxel_grid_into_kernel",
     "voxel_grid_kernel",
+    "window_attention",
+    "window_attention_backward",
 ]

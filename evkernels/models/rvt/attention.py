@@ -1,11 +1,14 @@
 """Attention within partitions of a map, on [N, H, W, C]: what a stage of RVT does between convolution and LSTM.
 
-All of it is PyTorch's own: layer norms, linear maps and scaled_dot_product_attention. State-dict keys are RVT's.
+Layer norms and linear maps are PyTorch's own, and all work on the map as it is: `window_attention` reads and writes its
+partitions in place. State-dict keys are RVT's.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from evkernels import ops
 
 
 class PartitionAttentionCl(nn.Module):
@@ -13,7 +16,8 @@ class PartitionAttentionCl(nn.Module):
 
     Equivalent to::
 
-        x = x + ls1 * unpartition(self_attn(partition(norm1(x))))
+        q, k, v = heads(partition(qkv(norm1(x))))
+        x = x + ls1 * proj(unpartition(scaled_dot_product_attention(q, k, v)))
         x = x + ls2 * mlp(norm2(x))
 
     Args:
@@ -67,16 +71,15 @@ class PartitionAttentionCl(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = partition(self.norm1(x), self.partition_type, self.partition_size)
-        attended = self.drop_path1(self.ls1(self.self_attn(tokens)).reshape(len(x), -1, x.shape[3]))
-        x = add_partitioned(x, attended, self.partition_type, self.partition_size)
+        attended = self.self_attn(self.norm1(x), self.partition_type, self.partition_size)
+        x = x + self.drop_path1(self.ls1(attended))
         branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         # Without gradients in memory that is there: fresh memory costs as much as the addition.
         return x + branch if branch.requires_grad else branch.add_(x)
 
 
 class SelfAttentionCl(nn.Module):
-    """Multi-head self-attention over tokens [..., L, dim]; `qkv` gives query, key and value head by head."""
+    """Multi-head self-attention within the partitions of a map [N, H, W, dim], see `evkernels.ops.window_attention`."""
 
     def __init__(self, dim: int, dim_head: int = 32, bias: bool = True) -> None:
         super().__init__()
@@ -86,9 +89,12 @@ class SelfAttentionCl(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3).chunk(3, dim=-1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2))
+    def forward(self, x: Tensor, partition_type: str, partition_size: tuple[int, int]) -> Tensor:
+        # On the CPU the op adds the bias on the way; a GPU's library does in its product.
+        late = x.device.type == "cpu"
+        qkv = F.linear(x, self.qkv.weight) if late else self.qkv(x)
+        bias = self.qkv.bias if late else None
+        return self.proj(ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type))
 
 
 class MLP(nn.Module):
@@ -138,29 +144,3 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.drop_prob}"
-
-
-def partition(x: Tensor, partition_type: str, size: tuple[int, int]) -> Tensor:
-    """[N, H, W, C] to tokens [N * partitions, rows * columns, C]."""
-    height, width = x.shape[1:3]
-    rows, columns = size
-    if height % rows or width % columns:
-        raise ValueError(f"H, W must be multiples of the partition's {rows}, {columns}, got {height}, {width}")
-    if partition_type == "window":
-        x = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 2, 4, 5)
-    else:
-        x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
-    return x.flatten(3, 4).flatten(0, 2)
-
-
-def add_partitioned(x: Tensor, tokens: Tensor, partition_type: str, size: tuple[int, int]) -> Tensor:
-    """Adds to x [N, H, W, C] the tokens [N, partitions * rows * columns, C], back in their places."""
-    height, width = x.shape[1:3]
-    rows, columns = size
-    tokens = tokens.unflatten(1, (height // rows, width // columns, rows, columns))
-    if partition_type == "window":
-        x, tokens = x.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)), tokens.permute(0, 1, 3, 2, 4, 5)
-    else:
-        x, tokens = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)), tokens.permute(0, 3, 1, 4, 2, 5)
-    # Adding through these views saves the copy that would bring the tokens into the order of x.
-    return (x + tokens).flatten(3, 4).flatten(1, 2)
