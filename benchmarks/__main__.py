@@ -19,6 +19,10 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import models
 
         return models.main(argv[1:])
+    if argv[:1] == ["threads"]:
+        from benchmarks import threads
+
+        return threads.main(argv[1:])
     options = _parser().parse_args(argv)
     previous = os.environ.get(_CACHE)
     with tempfile.TemporaryDirectory(prefix="evkernels-benchmarks-") as folder:
@@ -170,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     root = Path(__file__).parents[1]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Verifies the kernels, then times them.")
     parser.add_argument(
-        "ops", nargs="*", metavar="OP", help="which ops (all); models for whole networks, see models --help"
+        "ops",
+        nargs="*",
+        metavar="OP",
+        help="which ops (all); models for whole networks, threads for ours on several threads, see their --help",
     )
     parser.add_argument("--providers", nargs="+", default=[], metavar="NAME", help="eager, compile, cpu, ... (all)")
     parser.add_argument("--modes", nargs="+", default=[], choices=("inference", "forward", "forward+backward"))

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as command_line
-from benchmarks import bench_conv_lstm_1x1, machine, models, registry, report
+from benchmarks import bench_conv_lstm_1x1, machine, models, registry, report, threads
 from benchmarks.harness import Bound, Expected, Settings, WrongResult, run_case
 from benchmarks.registry import Benchmark, Case, Competitor, Provider, arguments, cases, gates, providers
 from benchmarks.timing import Timed, clock_of, measure, quantiles, speedup
@@ -372,3 +372,45 @@ def test_memory_of_whole_networks_grows():
 def test_unknown_networks_are_refused(capsys):
     assert models.main(["rvt"]) == 2
     assert "no such network: rvt; there are rvt_backbone" in capsys.readouterr().err
+
+
+class TestThreads:
+    """Ours on one thread and on more."""
+
+    @pytest.fixture
+    def known(self, monkeypatch):
+        def shared(x):
+            """Takes half as long on two threads."""
+            time.sleep(0.02 / torch.get_num_threads())
+            return x * 2
+
+        known = {"shared": toy(shared), "other_bits": toy(lambda x: x * torch.get_num_threads())}
+        monkeypatch.setattr(threads, "benchmarks", lambda: known)
+
+    def test_ratio_is_that_of_the_times(self, known, tmp_path, capsys):
+        argv = ["shared", "--threads", "2", "--quick", "--rounds", "6", "--out", str(tmp_path / "threads.md")]
+        assert threads.main(argv) == 0
+        text = capsys.readouterr().out
+        assert text == (tmp_path / "threads.md").read_text()
+        cells = text.splitlines()[-1].strip("| ").split(" | ")
+        assert cells[:4] == ["toy", "inference", "float32", "64"]
+        one, two = map(float, cells[4:6])
+        assert float(cells[6].rstrip("x")) == pytest.approx(one / two, abs=0.02)
+        assert one > 1.3 * two
+        assert torch.get_num_threads() == 1
+
+    def test_other_bits_get_no_time(self, known, tmp_path, capsys):
+        assert threads.main(["other_bits", "--quick", "--rounds", "1", "--out", str(tmp_path / "threads.md")]) == 1
+        assert "WRONG: other bits on other numbers of threads |" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["nonsense"], "no such op: nonsense"),
+            (["--threads", "0"], "must be at least 1"),
+            (["--rounds", "0"], "must be at least 1"),
+        ],
+    )
+    def test_bad_arguments(self, known, argv, message, capsys):
+        assert threads.main(argv) == 2
+        assert message in capsys.readouterr().err

@@ -82,6 +82,38 @@ def test_evio_time_surface():
     torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_e2vids_own_voxel_grid():
+    """As evutils ships it."""
+    path = "evutils.vis.reconstructor.rpg_e2vid.utils.inference_utils"
+    published = pytest.importorskip(path, reason="evutils is not installed")
+    x, y, t, p = columns()
+    events = np.stack([t, x, y, p], axis=1).astype(np.float64)
+    expected = published.events_to_voxel_grid_pytorch(events, BINS, WIDTH, HEIGHT, torch.device("cpu"))
+    actual = ops.voxel_grid(*tensors(), bins=BINS, height=HEIGHT, width=WIDTH)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_openeb_event_volume():
+    path = "metavision_core_ml.preprocessing.event_to_tensor_torch"
+    published = pytest.importorskip(path, reason="OpenEB is not installed")
+    x, y, t, p = tensors()
+    events = torch.stack([0 * x, x, y, 2 * p - 1, t], dim=1)
+    window = torch.tensor([0.0]), torch.tensor([20_000.0])
+    expected = published.event_volume(events, 1, HEIGHT, WIDTH, *window, BINS)[0]
+    actual = ops.voxel_grid(x, y, t, p, bins=BINS, height=HEIGHT, width=WIDTH, convention="openeb")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_eseg_voxel_grid():
+    published = pytest.importorskip("eseg.utils.functions", reason="eseg is not installed")
+    x, y, t, p = tensors()
+    p = 2 * p - 1
+    events = torch.stack([t.double() / 20_000, x.double(), y.double(), p.double()], dim=1)
+    expected = published.eventstovoxel(events[None], HEIGHT, WIDTH, BINS)[0]
+    actual = ops.voxel_grid(x, y, t, p, bins=BINS, height=HEIGHT, width=WIDTH, convention="eseg")
+    assert torch.equal(actual, expected)
+
+
 def test_eventcv_voxel_grid_is_e2vids():
     """Its times are shares of a fixed window that ends with the last event: here of all of them."""
     eventcv = pytest.importorskip("eventcv", reason="eventcv is not installed")

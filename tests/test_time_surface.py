@@ -54,6 +54,14 @@ def fused(x, y, t, p, offsets, height, width, polarities=2, surface=None, **deca
     return ops.time_surface(x, y, t, p, **arguments, **decay)
 
 
+@pytest.fixture
+def same_threads_after():
+    """The number of threads as it was, after a test that changes it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 class TestTimeSurface(OpContract):
     dtypes = INTEGERS
     layouts = ("contiguous", "every_second", "expanded")
@@ -104,6 +112,46 @@ class TestTimeSurface(OpContract):
         for order in (torch.randperm(count), torch.arange(count).flip(0)):
             check(backend, x[order], y[order], t[order], p[order], None, 20, 30, polarities)
             assert torch.equal(eager(x[order], y[order], t[order], p[order], None, 20, 30, polarities), expected)
+
+    @pytest.mark.parametrize(
+        ("coordinates", "height", "width", "polarities"),
+        [
+            (torch.uint16, 40, 70, 2),
+            (torch.int16, 41, 30, 1),
+            (torch.int64, 40, 70, 2),
+            (torch.uint16, 70_000, 2, 2),
+            (torch.int16, 65_536, 1, 1),
+        ],
+    )
+    def test_rows_are_shared_by_threads(self, backend, same_threads_after, coordinates, height, width, polarities):
+        """Rows of 16 bits and others, with events out of range, sorted and not, through a map, with a decay."""
+        if not backend.name.startswith("cpu-"):
+            pytest.skip("only the CPU kernels share rows")
+        count = 200_000
+        x, y, t, p = events(count, height, width, torch.int64, start=US_2020)
+        # Blocks without events out of range come second.
+        off = torch.where(torch.arange(count) < count // 2, torch.randint(0, 50, (count,)), 50)
+        x, y, p = x + (off == 0) * width, torch.where(off == 1, height, y), (p + 2 * (off == 2)).to(torch.uint8)
+        if coordinates == torch.int16:
+            x, y = torch.where(off == 3, -1, x), torch.where(off == 4, -1, y)
+        limit = torch.iinfo(coordinates).max
+        columns = x.clamp(max=limit).to(coordinates), y.clamp(max=limit).to(coordinates), t, p
+        pixel_map = torch.randint(-1, height * width, (height, width), dtype=torch.int32)
+        size = {"height": height, "width": width, "polarities": polarities}
+        for table in (columns, (*columns[:2], t.flip(0), p)):
+            last = eager(*table, None, height, width, polarities)
+            single = None
+            for threads in (1, 2, 3, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(ops.time_surface(*table, **size), last)
+                others = [
+                    ops.time_surface(*table, **size, **more) for more in ({"tau": 900.0}, {"pixel_map": pixel_map})
+                ]
+                with pytest.raises(ValueError, match="events are out of range") as raised:
+                    ops.time_surface(*table, **size, out_of_range="raise")
+                single = single or (*others, str(raised.value))
+                assert all(torch.equal(a, b) for a, b in zip(others, single[:2], strict=True))
+                assert str(raised.value) == single[2]
 
     @pytest.mark.parametrize("t", [[5], [-3, -2, -9], [2**63 - 1, NEVER + 1, 0], [US_2020, US_2020 + 1, US_2020]])
     def test_extreme_times(self, backend, t):
