@@ -64,7 +64,7 @@ def test_equals_dsec():
     torch.testing.assert_close(actual, dsec(x, y, pol, time, 5, 6, 8), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("normalize", [None, "e2vid", "dsec"])
+@pytest.mark.parametrize("normalize", [None, "e2vid", "dsec", "eseg"])
 def test_batch_of_windows(normalize):
     module = VoxelGrid(3, 6, 8, "eseg_split", normalize)
     assert module.get_shape() == (6, 6, 8)
@@ -92,7 +92,7 @@ def test_learns_weights_inside_a_compiled_model():
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("normalize", ["e2vid", "dsec"])
+@pytest.mark.parametrize("normalize", ["e2vid", "dsec", "eseg"])
 def test_gradient_of_normalization(normalize):
     x, y, pol, time = events(40, 3, 4)
     x, y = x.double() + 0.3, y.double() - 0.4
@@ -124,7 +124,7 @@ def test_copies_and_has_no_state():
 def test_rejects():
     with pytest.raises(ValueError, match='convention must be one of "e2vid"'):
         VoxelGrid(3, 6, 8, "rvt")
-    with pytest.raises(ValueError, match='normalize must be "e2vid", "dsec" or None'):
+    with pytest.raises(ValueError, match='normalize must be "e2vid", "dsec", "eseg" or None'):
         VoxelGrid(3, 6, 8, normalize="minmax")
     with pytest.raises(ValueError, match="bins must be in"):
         VoxelGrid(0, 6, 8)(*events(3))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evkernels import ops, use_backend
 from evkernels.backends import has_compiled_kernel
+from evkernels.nn import EventNormalization
 from evkernels.testing import assert_matches
 
 CONVENTIONS = ("e2vid", "tonic", "dsec", "openeb", "event_utils", "eseg", "eseg_split")
@@ -279,13 +280,23 @@ class TestVoxelGrid(DifferentiableOpContract):
             torch.testing.assert_close(after[filled], values - values.mean(), rtol=1e-5, atol=1e-6)
             assert not after[~filled].any()
 
-    def test_normalization_is_the_same_for_any_number_of_threads(self):
+    @pytest.mark.parametrize("bounds", [None, [0, 0, 1, 20, 60]])
+    def test_normalization_of_eseg_is_the_modules(self, backend, bounds):
+        columns = to_device(events(60, 3, 4), backend.device)
+        offsets = None if bounds is None else torch.tensor(bounds, device=backend.device)
+        shape = {"bins": 3, "height": 3, "width": 4, "offsets": offsets}
+        raw = ops.voxel_grid(*columns, **shape).view(-1, 3, 3, 4)
+        actual = ops.voxel_grid(*columns, **shape, normalize="eseg")
+        torch.testing.assert_close(actual, EventNormalization()(raw).view(actual.shape))
+
+    @pytest.mark.parametrize("normalize", ["e2vid", "eseg"])
+    def test_normalization_is_the_same_for_any_number_of_threads(self, normalize):
         columns = events(200_000, 200, 300)
         threads = torch.get_num_threads()
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(ops.voxel_grid(*columns, bins=5, height=200, width=300, normalize="e2vid"))
+            results.append(ops.voxel_grid(*columns, bins=5, height=200, width=300, normalize=normalize))
         torch.set_num_threads(threads)
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])

@@ -6,6 +6,8 @@ Plain PyTorch: a few passes over a network's input, once per forward pass, are n
 import torch
 from torch import Tensor, nn
 
+from evkernels.reference.voxel_grid import normalize_active_pixels
+
 
 def event_normalization(x: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Each channel to zero mean and unit variance over the active pixels of its sample; inactive pixels become 0.
@@ -31,20 +33,12 @@ def event_normalization(x: Tensor, epsilon: float = 1e-8) -> Tensor:
         ValueError: if `x` is not 4-dimensional.
 
     Differentiable; the gradient is finite where the variance is 0. Source: EfficientConvLSTM, EventNormalization.
-    E2VID differs: one mean and deviation for all nonzero entries of a tensor.
+    E2VID differs: one mean and deviation for all nonzero entries of a tensor. `voxel_grid(normalize="eseg")` does the
+    same.
     """
     if x.dim() != 4:
         raise ValueError(f"x must be [N, C, H, W], got {tuple(x.shape)}")
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    mask = (x.abs().sum(dim=1, keepdim=True) > epsilon).to(x.dtype)
-    count = mask.sum(dim=(2, 3), keepdim=True) + epsilon
-    # Masked once, before the squares: half the passes over a tensor that has long left the cache.
-    y = (x - x.sum(dim=(2, 3), keepdim=True) / count).mul_(mask)
-    variance = y.square().sum(dim=(2, 3), keepdim=True) / count
-    # The square root has no finite derivative at 0; both branches of `where` must be harmless.
-    varies = variance > 0
-    deviation = torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
-    return y / (deviation + epsilon)
+    return normalize_active_pixels(x.to(torch.promote_types(x.dtype, torch.float32)), epsilon)
 
 
 class EventNormalization(nn.Module):

@@ -26,7 +26,7 @@ class VoxelGrid(nn.Module):
             its successors and most of what reads DSEC share times between two bins, and differ in polarity 0, in
             sub-pixel coordinates and at the ends of the window.
         normalize: "e2vid" or "dsec" bring the cells of a window that are not 0 to zero mean and unit deviation, of the
-            population or unbiased, as those two data loaders do; None leaves them.
+            population or unbiased, as those two data loaders do; "eseg" is `EventNormalization`; None leaves them.
         pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] as of `evkernels.events.pixel_map`: flip,
             crop, downsampling, rectification and removal of pixels in the same pass. For "dsec" also
             float32 [H, W, 2], DSEC's rectify_map. None: the sensor is the image.
@@ -49,7 +49,7 @@ class VoxelGrid(nn.Module):
             names = ", ".join(f'"{name}"' for name in CONVENTIONS)
             raise ValueError(f"convention must be one of {names}, got {convention!r}")
         if normalize is not None and normalize not in NORMALIZATIONS:
-            raise ValueError(f'normalize must be "e2vid", "dsec" or None, got {normalize!r}')
+            raise ValueError(f'normalize must be "e2vid", "dsec", "eseg" or None, got {normalize!r}')
         self.bins = bins
         self.height = height
         self.width = width

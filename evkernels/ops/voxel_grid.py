@@ -11,7 +11,7 @@ from evkernels.ops import checks, event_columns, registration
 from evkernels.reference.pixel_map import look_up
 from evkernels.reference.voxel_grid import CONVENTIONS, normalize_voxel_grid
 
-NORMALIZATIONS = ("e2vid", "dsec")
+NORMALIZATIONS = ("e2vid", "dsec", "eseg")
 
 
 def voxel_grid(
@@ -27,7 +27,7 @@ def voxel_grid(
     weight: Tensor | None = None,
     offsets: Tensor | None = None,
     out_of_range: Literal["drop", "raise"] = "drop",
-    normalize: Literal["e2vid", "dsec"] | None = None,
+    normalize: Literal["e2vid", "dsec", "eseg"] | None = None,
     pixel_map: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -74,7 +74,8 @@ def voxel_grid(
             raises; on a GPU it waits for the result.
         normalize: Subtracts from the cells of a window that are not 0 their mean and divides by their standard
             deviation, of the population ("e2vid") or unbiased ("dsec"). Where that is 0 or undefined only the mean is
-            subtracted. Cells that are 0 stay 0.
+            subtracted. Cells that are 0 stay 0. "eseg" is `evkernels.nn.EventNormalization`: each channel by itself,
+            over the pixels where any channel is not 0.
         pixel_map: Where the sensor's pixels lie in the image, int32 [H, W] of the sensor, for integer x and y: pixel
             (x, y) adds to cell y' * width + x' = pixel_map[y, x] of the image; events of pixels whose entry is outside
             the image, such as -1, are left out and are not out of range. One table is any chain of flip, crop,
@@ -111,7 +112,7 @@ def voxel_grid(
     if out_of_range not in ("drop", "raise"):
         raise ValueError(f'out_of_range must be "drop" or "raise", got {out_of_range!r}')
     if normalize is not None and normalize not in NORMALIZATIONS:
-        raise ValueError(f'normalize must be "e2vid", "dsec" or None, got {normalize!r}')
+        raise ValueError(f'normalize must be "e2vid", "dsec", "eseg" or None, got {normalize!r}')
     if offsets is not None:
         event_columns.check_offsets(offsets, x, look=out_of_range == "raise")
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -119,7 +119,9 @@ def voxel_grid_backward(
 
 
 def normalize_voxel_grid(grid: Tensor, form: str) -> Tensor:
-    """Zero mean and unit deviation over the cells of each sample that are not 0, which stay 0."""
+    """Zero mean and unit deviation, of each sample over its cells that are not 0 or, "eseg", of each channel."""
+    if form == "eseg":
+        return normalize_active_pixels(grid, 1e-8)
     axes = (-1, -2, -3)
     filled = grid != 0
 
@@ -136,6 +138,24 @@ def normalize_voxel_grid(grid: Tensor, form: str) -> Tensor:
     variance = total(centred * centred) / freedom.clamp(min=1)
     spread = (variance > 0) & (freedom > 0)
     return centred / torch.where(spread, variance, torch.ones_like(variance)).sqrt()
+
+
+def normalize_active_pixels(x: Tensor, epsilon: float) -> Tensor:
+    """Each channel of [..., C, H, W] over the pixels where any channel is not 0; the others become 0."""
+
+    def total(values):
+        # One axis after the other, as above.
+        return values.sum(-1).sum(-1)[..., None, None]
+
+    mask = (x.abs().sum(dim=-3, keepdim=True) > epsilon).to(x.dtype)
+    count = total(mask) + epsilon
+    # Masked once, before the squares: half the passes over a tensor that has long left the cache.
+    y = (x - total(x) / count).mul_(mask)
+    variance = total(y.square()) / count
+    # The square root has no finite derivative at 0; both branches of `where` must be harmless.
+    varies = variance > 0
+    deviation = torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
+    return y / (deviation + epsilon)
 
 
 def values_of_events(x, y, p, weight, height, width, rule):
