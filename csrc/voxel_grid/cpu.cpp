@@ -1,4 +1,8 @@
 // Voxel grids on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
+//
+// Threads share the bins. Of 5 bins two threads take 3 and 2, which is 0.72 and 0.43 of the work of one thread at
+// 640x480 and 1e6 evenly spread events: both read the events between their bins. Giving each thread half of the rows of
+// the middle bin would balance them, but then neither has the three whole planes of its own that paired ones need.
 
 #include <torch/csrc/stable/library.h>
 
