@@ -1,9 +1,9 @@
 """RVT's backbone over five frames at 640x384: layer by layer with fused cells, against plain PyTorch step by step.
 
 The plain network has attention through scaled_dot_product_attention, and the cell as RVT writes it. Most of the
-operations are the linear maps of attention and MLP, which both leave to PyTorch's library; what can be saved is the
-attention's copies and small products, the cells' traffic and the calls on small maps. Floor: frames are read and the
-four maps of all steps written, weights read once; the gradient reads and writes as much again.
+operations are the linear maps of attention and MLP; what can be saved is what lies between them, the attention's copies
+and small products, the cells' traffic and the calls on small maps. Floor: frames are read and the four maps of all
+steps written, weights read once; the gradient reads and writes as much again.
 """
 
 from functools import cache

@@ -45,6 +45,8 @@ WITHOUT = {
     "expert_router": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # On GPUs PyTorch's own fused attention serves.
     "window_attention": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # A library's products, which are large, and pointwise work: on GPUs the reference serves.
+    "residual_mlp": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.
     "separable_norm_conv2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
 }

@@ -8,11 +8,17 @@
 //
 // Rows of `scores` may be read a few numbers beyond their last key, and rows beyond the last token hold anything:
 // nothing that is computed of either is stored. Keys beyond the last one are zeros, and their score is minus infinity.
+//
+// One thread of a shared Xeon with AVX-512, 160x96 pixels, one head of 32, partitions of 6x10: 2.3 ms, of which
+// products are 0.95 (124 GFLOP/s), gathering from a map larger than the second-level cache 0.5, softmax 0.55, writing
+// the output 0.2. scaled_dot_product_attention and the copies around it take 4 times as long, with the gradient twice
+// as long. The exponential function of activations.inl, whose shares below 1e-38 are subnormal, made the whole call
+// take twice as long; one row of the softmax at a time instead of kRows took a tenth more.
 
 #include "common/exponential.inl"
 #include "common/rows.inl"
 #include "conv_lstm_1x1/tiles.inl"
-#include "conv_lstm_1x1/product.inl"
+#include "window_attention/products.inl"
 
 // Queries of which the gradient keeps the scores: a multiple of kRows.
 constexpr int64_t kQueries = 60;
@@ -98,25 +104,6 @@ static int64_t window_attention_memory(const WindowShape& s, bool backward) {
   return AttentionMemory<A>::size(s) + (backward ? AttentionGradientMemory<A>::size(s) : 0);
 }
 
-template <int vectors, class A>
-EVKERNELS_INLINE void product_block(const A* a, int64_t a_stride, int64_t a_step, const A* b, int64_t stride,
-                                    int64_t depth, A* y, bool adds) {
-  using V = typename Arithmetic<A>::Type;
-  constexpr int L = Arithmetic<A>::kLanes;
-  V sum[kRows][vectors];
-#pragma GCC unroll 6
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) sum[m][n] = adds ? (V)load(y + m * stride + n * L) : V{};
-  }
-  add_product<vectors>(sum, a, a_stride, a_step, b, stride, depth);
-#pragma GCC unroll 6
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < vectors; ++n) store(y + m * stride + n * L, sum[m][n]);
-  }
-}
-
 // y[m] = sum over k of a[m * a_stride + k * a_step] * b[k] for kRows rows m, or is added to; rows of b and of y are
 // `width` numbers, whole vectors. Not inlined: of these few copies per instruction set the file is made.
 template <class A>
@@ -124,9 +111,9 @@ static __attribute__((noinline)) void product(const A* a, int64_t a_stride, int6
                                               A* y, int64_t width, bool adds) {
   constexpr int L = Arithmetic<A>::kLanes;
   int64_t n = 0;
-  for (; n + 4 * L <= width; n += 4 * L) product_block<4>(a, a_stride, a_step, b + n, width, depth, y + n, adds);
-  for (; n + 2 * L <= width; n += 2 * L) product_block<2>(a, a_stride, a_step, b + n, width, depth, y + n, adds);
-  for (; n < width; n += L) product_block<1>(a, a_stride, a_step, b + n, width, depth, y + n, adds);
+  for (; n + 4 * L <= width; n += 4 * L) product_block<4>(a, a_stride, a_step, b + n, width, depth, y + n, width, adds);
+  for (; n + 2 * L <= width; n += 2 * L) product_block<2>(a, a_stride, a_step, b + n, width, depth, y + n, width, adds);
+  for (; n < width; n += L) product_block<1>(a, a_stride, a_step, b + n, width, depth, y + n, width, adds);
 }
 
 // Calls f(token, pixel) for the tokens of a unit in their order, rows first.

@@ -15,6 +15,7 @@ from evkernels.ops.gru_gates import gru_gates, gru_reset, gru_update
 from evkernels.ops.learnable_time_embedding import learnable_time_embedding
 from evkernels.ops.lstm_gates import lstm_gates
 from evkernels.ops.normalized_mse_cosine import normalized_mse_cosine
+from evkernels.ops.residual_mlp import residual_mlp
 from evkernels.ops.retrieval_recall import retrieval_recall
 from evkernels.ops.separable_conv2d import separable_conv2d
 from evkernels.ops.separable_norm_conv2d import separable_norm_conv2d
@@ -37,6 +38,7 @@ __all__ = [
     "learnable_time_embedding",
     "lstm_gates",
     "normalized_mse_cosine",
+    "residual_mlp",
     "retrieval_recall",
     "separable_conv2d",
     "separable_norm_conv2d",

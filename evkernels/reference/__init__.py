@@ -43,6 +43,7 @@ from evkernels.reference.learnable_time_embedding import (
 )
 from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
+from evkernels.reference.residual_mlp import residual_mlp, residual_mlp_backward
 from evkernels.reference.retrieval_recall import retrieval_recall
 from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
 from evkernels.reference.separable_norm_conv2d import (
@@ -102,6 +103,8 @@ __all__ = [
     "lstm_gates_backward",
     "normalized_mse_cosine",
     "normalized_mse_cosine_backward",
+    "residual_mlp",
+    "residual_mlp_backward",
     "retrieval_recall",
     "separable_conv2d",
     "separable_conv2d_backward",

@@ -1,7 +1,7 @@
 """Attention within partitions of a map, on [N, H, W, C]: what a stage of RVT does between convolution and LSTM.
 
-Layer norms and linear maps are PyTorch's own, and all work on the map as it is: `window_attention` reads and writes its
-partitions in place. State-dict keys are RVT's.
+All work on the map as it is: `window_attention` reads and writes its partitions in place. Layer norms and linear maps
+are PyTorch's own, but without gradients those of narrow MLPs are `residual_mlp`. State-dict keys are RVT's.
 """
 
 import torch
@@ -73,9 +73,21 @@ class PartitionAttentionCl(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         attended = self.self_attn(self.norm1(x), self.partition_type, self.partition_size)
         x = x + self.drop_path1(self.ls1(attended))
+        if self._mlp_in_one_op(x):
+            (linear, _), _, last = self.mlp.net
+            norm = self.norm2
+            parameters = (norm.weight, norm.bias, linear.weight, linear.bias, last.weight, last.bias, self.ls2.gamma)
+            return ops.residual_mlp(x, *parameters, norm.eps)
         branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         # Without gradients in memory that is there: fresh memory costs as much as the addition.
         return x + branch if branch.requires_grad else branch.add_(x)
+
+    def _mlp_in_one_op(self, x: Tensor) -> bool:
+        """Whether `residual_mlp` can and is faster: without gradients, on the CPU in float32, up to 128 channels."""
+        drops = self.training and (self.drop_path2.drop_prob or self.mlp.net[1].p)
+        whole = isinstance(self.ls2, LayerScale) and self.mlp.net[2].bias is not None and not drops
+        wins = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] <= 128
+        return whole and wins and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class SelfAttentionCl(nn.Module):
