@@ -1,5 +1,6 @@
 """RVT: published sizes, keys and values; sequences equal steps; the detector's loss and boxes against plain loops."""
 
+import copy
 import itertools
 
 import pytest
@@ -61,6 +62,21 @@ def test_published_keys():
         "yolox_head.obj_preds.2.weight",
     } <= keys
     assert not any("att_window.norm1" in key or "mask_token" in key or "conv3x3_dws" in key for key in keys)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_without_gradients_gives_the_same(training):
+    """Its MLP is another op then, unless something is dropped."""
+    layer = PartitionAttentionCl(24, "grid", (2, 3), dim_head=8, ls_init_value=0.7, drop_path=1e-9).train(training)
+    x = tensor(2, 4, 9, 24)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        actual = layer(x)
+    exact = copy.deepcopy(layer).double()(x.double()).detach()
+    assert layer._mlp_in_one_op(x) is False
+    with torch.no_grad():
+        assert layer._mlp_in_one_op(x) is not training
+    assert_matches(actual, exact, expected)
 
 
 @pytest.mark.parametrize(
