@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.ops import registration
 
 
 class PartitionAttentionCl(nn.Module):
@@ -72,22 +73,21 @@ class PartitionAttentionCl(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attended = self.self_attn(self.norm1(x), self.partition_type, self.partition_size)
-        x = x + self.drop_path1(self.ls1(attended))
+        x = _add_scaled(x, attended, self.ls1, self.drop_path1)
         if self._mlp_in_one_op(x):
             (linear, _), _, last = self.mlp.net
             norm = self.norm2
             parameters = (norm.weight, norm.bias, linear.weight, linear.bias, last.weight, last.bias, self.ls2.gamma)
             return ops.residual_mlp(x, *parameters, norm.eps)
-        branch = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        # Without gradients in memory that is there: fresh memory costs as much as the addition.
-        return x + branch if branch.requires_grad else branch.add_(x)
+        return _add_scaled(x, self.mlp(self.norm2(x)), self.ls2, self.drop_path2)
 
     def _mlp_in_one_op(self, x: Tensor) -> bool:
-        """Whether `residual_mlp` can and is faster: without gradients, on the CPU in float32, up to 128 channels."""
+        """Whether `residual_mlp` can and is faster: without gradients, on the CPU, up to 128 channels in all of float32."""
         drops = self.training and (self.drop_path2.drop_prob or self.mlp.net[1].p)
         whole = isinstance(self.ls2, LayerScale) and self.mlp.net[2].bias is not None and not drops
         wins = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] <= 128
-        return whole and wins and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        exact = registration.matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
+        return whole and wins and exact and not torch.is_grad_enabled()
 
 
 class SelfAttentionCl(nn.Module):
@@ -156,3 +156,10 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.drop_prob}"
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: nn.Module, drop_path: DropPath) -> Tensor:
+    """Is x + drop_path(scale(branch)), in one pass over memory unless samples are dropped."""
+    if isinstance(scale, LayerScale) and not (drop_path.training and drop_path.drop_prob):
+        return torch.addcmul(x, branch, scale.gamma)
+    return x + drop_path(scale(branch))
