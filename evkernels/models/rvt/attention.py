@@ -82,7 +82,7 @@ class PartitionAttentionCl(nn.Module):
         return _add_scaled(x, self.mlp(self.norm2(x)), self.ls2, self.drop_path2)
 
     def _mlp_in_one_op(self, x: Tensor) -> bool:
-        """Whether `residual_mlp` can and is faster: without gradients, on the CPU, up to 128 channels in all of float32."""
+        """Whether `residual_mlp` can and is faster: without gradients, on the CPU, up to 128 channels in float32."""
         drops = self.training and (self.drop_path2.drop_prob or self.mlp.net[1].p)
         whole = isinstance(self.ls2, LayerScale) and self.mlp.net[2].bias is not None and not drops
         wins = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] <= 128
