@@ -138,7 +138,7 @@ class TestTimeSurface(OpContract):
         columns = x.clamp(max=limit).to(coordinates), y.clamp(max=limit).to(coordinates), t, p
         pixel_map = torch.randint(-1, height * width, (height, width), dtype=torch.int32)
         size = {"height": height, "width": width, "polarities": polarities}
-        for table in (columns, (*columns[:2], t.flip(0), p)):
+        for table in (columns, (*columns[:2], t.roll(77_777), p)):
             last = eager(*table, None, height, width, polarities)
             single = None
             for threads in (1, 2, 3, 5):
