@@ -96,8 +96,9 @@ def check_depthwise(prefix: str, x: Tensor, weight: Tensor, bias: Tensor | None,
 
 def check_beside(name: str, value: Tensor, x: Tensor) -> None:
     """`value` is a tensor on the device of `x` and, except under autocast, in its dtype."""
-    cast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-    checks.check_tensor(name, value, checks.FLOATING if cast else (x.dtype,))
+    if not isinstance(value, Tensor) or value.dtype != x.dtype:
+        cast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        checks.check_tensor(name, value, checks.FLOATING if cast else (x.dtype,))
     checks.check_same_device(name, value, "x", x)
 
 
