@@ -110,14 +110,16 @@ EVKERNELS_INLINE V logistic(V x) {
 template <class V>
 EVKERNELS_INLINE V times_logistic(V x, V u) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
-  // In three quarters of the time, with a relative error of 2e-7 + 1.5e-8 |u| where u is negative. e^-u is 2^(n + r) for
-  // a multiple n of 1/32 and |r| <= 1/64, so that a table gives the power of n's fraction and two terms do for r; scalef
-  // takes n's whole part. |u| is held below 104, where e^-u saturates, by one instruction, which takes NaN for 104.
+  // In three quarters of the time, with a relative error of 2e-7 + 1.5e-8 |u| where u is negative. e^-u is 2^(n + r)
+  // for a multiple n of 1/32 and |r| <= 1/64, so that a table gives the power of n's fraction and two terms do for r;
+  // scalef takes n's whole part. |u| is held below 104, where e^-u saturates, by one instruction, which takes NaN for
+  // 104.
   if constexpr (sizeof(V) > sizeof(double)) {
     u = (VecF)_mm512_maskz_range_ps(kAllLanes, (__m512)u, (__m512)splat(104.0f), 2);
     const VecF shifted = multiply_add(u, -1.44269502f, 393216.0f), n = shifted - 393216.0f;
     const VecF r = multiply_add(u, -1.44269502f, -n), q = multiply_add(r, 2.40228690e-1f, 6.93157340e-1f) * r;
-    const VecF power = (VecF)_mm512_permutex2var_ps((__m512)load(kPowers), (__m512i)shifted, (__m512)load(kPowers + 16));
+    const VecF power =
+        (VecF)_mm512_permutex2var_ps((__m512)load(kPowers), (__m512i)shifted, (__m512)load(kPowers + 16));
     const __m512 e = _mm512_maskz_scalef_ps(kAllLanes, (__m512)multiply_add(power, q, power), (__m512)n);
     return x * reciprocal(1.0f + (VecF)e);
   }

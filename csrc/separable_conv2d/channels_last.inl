@@ -87,6 +87,24 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
   }
 }
 
+// The rows of x that the tile from output pixel `first` on reaches below those of the output row above it, to be asked
+// for during `steps` steps.
+template <class T>
+static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int64_t steps) {
+  const int64_t line = first / s.out_width, sample = line / s.out_height, width = kPixelsLast * s.stride;
+  const int64_t row = (line - sample * s.out_height) * s.stride - s.padding + s.size - s.stride;
+  const int64_t begin = (sample * s.height + row) * s.width + (first - line * s.out_width) * s.stride;
+  const auto at = [&](int64_t pixel) {
+    return (const char*)(x + smaller(larger(pixel, 0), s.batch * s.height * s.width) * s.channels);
+  };
+  // At stride 1 one row alone.
+  const int64_t second = s.stride == 1 ? begin + width : begin + s.width;
+  Ahead ahead = {at(begin), at(begin + width), at(second), at(second + (s.stride - 1) * width), 0};
+  const int64_t bytes = ahead.end - ahead.at + ahead.next_end - ahead.next;
+  ahead.step = round_up(larger(bytes / steps, 1), 64);
+  return ahead;
+}
+
 // Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds them and one panel of the output.
 template <class T>
 static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
@@ -101,10 +119,11 @@ static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* 
     const int64_t count = smaller(kPixelsLast, pixels - first);
     depthwise_last(x, p, buffer, s, first, count);
     activate_buffer<V>(s.activation, buffer, count * p.pitch);
+    Ahead ahead = input_ahead(x, s, first + kPixelsLast, kPixelsLast / kRows * round_up(O, kPanel) / kPanel * C);
     for (int64_t o = 0; o < O; o += kPanel) {
       const int64_t columns = smaller(kPanel, O - o);
       multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
-                                         columns, C, panel, kPanel);
+                                         columns, C, panel, kPanel, &ahead);
       activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + first * O + o, O, count, columns);
     }
   }

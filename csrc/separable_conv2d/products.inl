@@ -106,6 +106,21 @@ static void activate_buffer(Activation kind, R* values, int64_t count) {
   });
 }
 
+// Memory that is needed soon, [at, end) and then [next, next_end): a product asks for a line of it every `step` bytes,
+// one per step of its depth, so that it is in the second-level cache in time.
+struct Ahead {
+  const char *at, *end, *next, *next_end;
+  int64_t step;
+
+  void advance(int64_t steps) {
+    at += steps * step;
+    if (at < end) return;
+    at = next;
+    end = next = next_end;
+    if (at == end) step = 0;
+  }
+};
+
 // What is added to the sums of a product: a bias per column or per row (null: nothing), or what the result holds.
 enum class Start { kColumnBias, kRowBias, kResult };
 
@@ -113,7 +128,7 @@ enum class Start { kColumnBias, kRowBias, kResult };
 template <int rows, int vectors, Start start, class V, class R>
 static void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, const R* __restrict__ b,
                     int64_t b_stride, const R* __restrict__ bias, int64_t depth, R* __restrict__ result,
-                    int64_t result_stride) {
+                    int64_t result_stride, const char* ahead, int64_t step) {
   constexpr int lanes = sizeof(V) / sizeof(R);
   V sum[rows][vectors];
 #pragma GCC unroll 12
@@ -127,6 +142,7 @@ static void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, c
     V column[vectors];
 #pragma GCC unroll 2
     for (int n = 0; n < vectors; ++n) column[n] = load(b + k * b_stride + n * lanes);
+    if constexpr (start == Start::kColumnBias) __builtin_prefetch(ahead + k * step, 0, 2);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; ++m) {
       const V row = a[m * a_stride + k * a_step] - V{};  // a broadcast; 0 + a is an addition
@@ -149,7 +165,7 @@ static void product(const R* __restrict__ a, int64_t a_stride, int64_t a_step, c
 // The blocks of one panel of b; result's rows are a multiple of kStep.
 template <int vectors, Start start, class V, class R>
 static void multiply_panel(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
-                           const R* bias, int64_t depth, R* result, int64_t result_stride) {
+                           const R* bias, int64_t depth, R* result, int64_t result_stride, Ahead* ahead) {
   constexpr auto whole = product<kRows, vectors, start, V, R>, most = product<2 * kStep, vectors, start, V, R>,
                  least = product<kStep, vectors, start, V, R>;
   for (int64_t m = 0; m < rows;) {
@@ -158,16 +174,18 @@ static void multiply_panel(const R* a, int64_t a_stride, int64_t a_step, int64_t
      : left > kStep   ? most
                       : least)(a + m * a_stride, a_stride, a_step, b, b_stride,
                              bias && start == Start::kRowBias ? bias + m : bias, depth, result + m * result_stride,
-                             result_stride);
+                             result_stride, ahead ? ahead->at : (const char*)b, ahead ? ahead->step : 0);
+    if (ahead) ahead->advance(depth);
     m += left > 2 * kStep ? kRows : left > kStep ? 2 * kStep : kStep;
   }
 }
 
 // result [rows, columns] = start + a * b; columns are rounded up to the lanes, rows to kRows. b is packed in panels if
-// b_stride is 0.
+// b_stride is 0. Only Start::kColumnBias minds `ahead`.
 template <Start start, class V, class R>
 static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows, const R* b, int64_t b_stride,
-                     const R* bias, int64_t columns, int64_t depth, R* result, int64_t result_stride) {
+                     const R* bias, int64_t columns, int64_t depth, R* result, int64_t result_stride,
+                     Ahead* ahead = nullptr) {
   constexpr int64_t lanes = sizeof(V) / sizeof(R), kPanel = kVectors * lanes;
   for (int64_t j = 0; j < columns; j += kPanel) {
     const int64_t width = smaller(kPanel, round_up(columns - j, lanes));
@@ -175,7 +193,7 @@ static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows,
                     : multiply_panel<2, start, V, R>)(a, a_stride, a_step, rows, b_stride ? b + j : b + j * depth,
                                                       b_stride ? b_stride : width,
                                                       bias && start == Start::kColumnBias ? bias + j : bias, depth,
-                                                      result + j, result_stride);
+                                                      result + j, result_stride, ahead);
   }
 }
 

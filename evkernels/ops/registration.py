@@ -130,6 +130,16 @@ def needs_reference() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def call(op: torch._ops.OpOverload, *arguments):
+    """`op(*arguments)`, past autograd's kernel where no gradient can be wanted: that is Python, and takes as long as the
+    dispatcher and the checks of arguments do together.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
 def matmul_precision() -> str:
     """`torch.get_float32_matmul_precision()`, which torch.compile cannot trace itself.
 

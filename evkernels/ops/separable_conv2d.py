@@ -75,7 +75,7 @@ def separable_conv2d(
     arguments = (x, *(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias), stride, padding)
     if registration.needs_reference():
         return reference.separable_conv2d(*arguments, activation, output_activation)
-    return _forward(*arguments, activation, output_activation)
+    return registration.call(_forward, *arguments, activation, output_activation)
 
 
 def _fake(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, *activations):
