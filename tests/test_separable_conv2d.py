@@ -136,6 +136,14 @@ class TestSeparableConv2d(DifferentiableOpContract):
         plain = exact.float() if differs else eager(*arguments)
         assert_matches(ops.separable_conv2d(*on_device), exact, plain)
 
+    @pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+    def test_activations_keep_their_tails(self, backend, activation):
+        """Filter and weight of one pass x through: errors relative to each value instead of the largest."""
+        x, one = torch.linspace(-20, 20, 4096).reshape(1, 1, 64, 64), torch.ones(1, 1, 1, 1)
+        given = [v.to(backend.device) for v in (x, one, one)]
+        y = ops.separable_conv2d(*given, activation=activation).cpu()
+        torch.testing.assert_close(y.double(), ACTIVATIONS[activation](x.double()), rtol=1e-6, atol=0)
+
     def test_same_bits_for_any_number_of_threads(self):
         threads = torch.get_num_threads()
         for layout in ("contiguous", "channels_last"):

@@ -106,7 +106,7 @@ EVKERNELS_INLINE V logistic(V x) {
   return reciprocal(1.0f + exp(-x));
 }
 
-// x * logistic(u), for u that is NaN only where x is.
+// x * logistic(u), for u whose NaN reaches the result by another way, too.
 template <class V>
 EVKERNELS_INLINE V times_logistic(V x, V u) {
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
@@ -170,7 +170,7 @@ template <Activation kind, class V>
 EVKERNELS_INLINE V activation_gradient(V x, V d_y) {
   if constexpr (kind == Activation::kRelu) return select(x <= 0.0f, V{}, d_y);
   if constexpr (kind == Activation::kSilu) {
-    const V s = logistic(x);
+    const V s = times_logistic(V{} + 1.0f, x);
     return d_y * (s * (1.0f + x * (1.0f - s)));
   }
   if constexpr (kind == Activation::kGelu) {

@@ -123,8 +123,10 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
         __builtin_memcpy(b.a, b.pre, count * p.pitch * sizeof(R));
         activate_buffer<V>(s.activation, b.a, count * p.pitch);
         if (recompute) {
+          Ahead ahead =
+              input_ahead(x, s, first + kPixelsBackward, kPixelsBackward, product_steps<V, R>(kPixelsBackward, O, C));
           multiply<Start::kColumnBias, V, R>(b.a, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
-                                             outputs);
+                                             outputs, &ahead);
         }
         gradient_of<V>(s.output_activation, b.y, outputs, d_output + first * O, O, b.d_y, outputs, count, O);
         multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.pitch);

@@ -17,24 +17,45 @@ EVKERNELS_INLINE V depthwise_pixel(const T* __restrict__ x, int64_t total, int64
   return sum;
 }
 
-// The same for `count` pixels that have all their taps, with the weights in registers.
-template <int size, class T, class V, class R>
-EVKERNELS_INLINE void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels,
-                                      const R* __restrict__ w, int64_t w_stride, V bias, R* __restrict__ a,
-                                      int64_t a_stride, int64_t count) {
+// The same for `pixels` pixels that have all their taps, with the weights in registers. Pixels side by side share what
+// they load, and for 16-bit types convert, where their windows overlap.
+template <int pixels, int size, int stride, class T, class V, class R>
+EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int64_t channels, const V* weight, V bias,
+                                      R* __restrict__ a, int64_t a_stride) {
+  V sum[pixels];
+#pragma GCC unroll 4
+  for (int q = 0; q < pixels; ++q) sum[q] = bias;
+#pragma GCC unroll 5
+  for (int ky = 0; ky < size; ++ky) {
+#pragma GCC unroll 9
+    for (int j = 0; j < (pixels - 1) * stride + size; ++j) {
+      const V value = load(x + ky * row + j * channels);
+#pragma GCC unroll 4
+      for (int q = 0; q < pixels; ++q) {
+        const int kx = j - q * stride;
+        if (kx >= 0 && kx < size) sum[q] += weight[ky * size + kx] * value;
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < pixels; ++q) store(a + q * a_stride, sum[q]);
+}
+
+template <int size, int stride, class T, class V, class R>
+static void depthwise_inner(const T* __restrict__ x, int64_t row, int64_t channels, const R* __restrict__ w,
+                            int64_t w_stride, V bias, R* __restrict__ a, int64_t a_stride, int64_t count) {
+  constexpr int kPixels = size == 3 ? 4 : 1;
   V weight[size * size];
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) weight[k] = load(w + k * w_stride);
-  for (int64_t p = 0; p < count; ++p) {
-    V sum = bias;
-#pragma GCC unroll 5
-    for (int ky = 0; ky < size; ++ky) {
-#pragma GCC unroll 5
-      for (int kx = 0; kx < size; ++kx) {
-        sum += weight[ky * size + kx] * load(x + p * step + ky * row + kx * channels);
-      }
-    }
-    store(a + p * a_stride, sum);
+  int64_t p = 0;
+  for (; p + kPixels <= count; p += kPixels) {
+    depthwise_block<kPixels, size, stride>(x + p * stride * channels, row, channels, weight, bias, a + p * a_stride,
+                                           a_stride);
+  }
+  for (; p < count; ++p) {
+    depthwise_block<1, size, stride>(x + p * stride * channels, row, channels, weight, bias, a + p * a_stride,
+                                     a_stride);
   }
 }
 
@@ -69,12 +90,13 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
       const int64_t stop = fits ? end : begin;
       if (begin < stop) {
         const T* const source = x + corner + c + begin * step;
+        const auto call = [&](auto function) {
+          function(source, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch, stop - begin);
+        };
         if (K == 3) {
-          depthwise_inner<3>(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch,
-                             stop - begin);
+          call(s.stride == 1 ? depthwise_inner<3, 1, T, V, R> : depthwise_inner<3, 2, T, V, R>);
         } else {
-          depthwise_inner<5>(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch,
-                             stop - begin);
+          call(s.stride == 1 ? depthwise_inner<5, 1, T, V, R> : depthwise_inner<5, 2, T, V, R>);
         }
       }
       for (int64_t k = begin == 0 ? stop : 0; k < length; k = k + 1 == begin ? stop : k + 1) {
@@ -87,11 +109,11 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
   }
 }
 
-// The rows of x that the tile from output pixel `first` on reaches below those of the output row above it, to be asked
+// The rows of x that `count` output pixels from `first` on reach below those of the output row above them, to be asked
 // for during `steps` steps.
 template <class T>
-static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int64_t steps) {
-  const int64_t line = first / s.out_width, sample = line / s.out_height, width = kPixelsLast * s.stride;
+static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int64_t count, int64_t steps) {
+  const int64_t line = first / s.out_width, sample = line / s.out_height, width = count * s.stride;
   const int64_t row = (line - sample * s.out_height) * s.stride - s.padding + s.size - s.stride;
   const int64_t begin = (sample * s.height + row) * s.width + (first - line * s.out_width) * s.stride;
   const auto at = [&](int64_t pixel) {
@@ -119,7 +141,8 @@ static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* 
     const int64_t count = smaller(kPixelsLast, pixels - first);
     depthwise_last(x, p, buffer, s, first, count);
     activate_buffer<V>(s.activation, buffer, count * p.pitch);
-    Ahead ahead = input_ahead(x, s, first + kPixelsLast, kPixelsLast / kRows * round_up(O, kPanel) / kPanel * C);
+    Ahead ahead =
+        input_ahead(x, s, first + kPixelsLast, kPixelsLast, kPixelsLast / kRows * round_up(O, kPanel) / kPanel * C);
     for (int64_t o = 0; o < O; o += kPanel) {
       const int64_t columns = smaller(kPanel, O - o);
       multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,

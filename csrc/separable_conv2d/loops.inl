@@ -6,8 +6,10 @@
 // channels, vectors run over pixels. Every output element is one sum over the channels in ascending order, whatever
 // the tile, so that results do not depend on threads.
 //
-// SiLU takes 30 % of the time at 16 to 64 channels and 14 % at 256 (Emerald Rapids, AVX-512, one thread), GELU half as
-// much again; on tiles of bfloat16 (amx.inl) the product takes least of all.
+// On vectors of float32 the product, at 0.9 of the multiply-adds' peak, takes from a quarter of the time at 16 to 32
+// channels to four fifths at 256; SiLU from 45 % to 10 %, GELU half as much again as SiLU (Emerald Rapids, AVX-512, one
+// thread). Where input and output exceed the second-level cache the depthwise part waits for the former: while a tile's
+// product runs it asks for the next tile's, which took a third off that part.
 //
 // channels_last reads the input in place. NCHW first copies a channel's rows under the tile into a zero-padded buffer,
 // which rids the vectors of borders, 16-bit types and row ends; that copy costs less than handling them at each tap.

@@ -197,6 +197,13 @@ static void multiply(const R* a, int64_t a_stride, int64_t a_step, int64_t rows,
   }
 }
 
+// How many steps such a product with packed panels has: those of Ahead.
+template <class V, class R>
+EVKERNELS_INLINE int64_t product_steps(int64_t rows, int64_t columns, int64_t depth) {
+  constexpr int64_t kPanel = kVectors * sizeof(V) / sizeof(R);
+  return (rows + kRows - 1) / kRows * ((columns + kPanel - 1) / kPanel) * depth;
+}
+
 // to [rows, columns] = activation(from), rounded, each at its own stride.
 template <Activation kind, class V, class R, class T>
 static void activate_rows(const R* __restrict__ from, int64_t from_stride, T* __restrict__ to, int64_t to_stride,

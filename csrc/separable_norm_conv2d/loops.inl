@@ -135,10 +135,11 @@ static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T
     for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
       depthwise_last(x, q, buffer, s, first, count);
       activate_buffer<V>(s.activation, buffer, count * p.pitch);
+      Ahead ahead = input_ahead(x, s, first + count, kPixelsBackward, product_steps<V, R>(kPixelsBackward, O, C));
       for (int64_t o = 0; o < O; o += kPanel) {
         const int64_t columns = smaller(kPanel, O - o);
         multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
-                                           columns, C, panel, kPanel);
+                                           columns, C, panel, kPanel, &ahead);
         for (int64_t j = 0; is_first && j < columns; ++j) to[o + j] = reference[o + j] = panel[j];
         add_moments<V>((const R*)panel, kPanel, count, columns, (const R*)reference + o, to + O + o, to + 2 * O + o);
         activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + first * O + o, O, count, columns);

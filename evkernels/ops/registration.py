@@ -131,8 +131,8 @@ def needs_reference() -> bool:
 
 
 def call(op: torch._ops.OpOverload, *arguments):
-    """`op(*arguments)`, past autograd's kernel where no gradient can be wanted: that is Python, and takes as long as the
-    dispatcher and the checks of arguments do together.
+    """`op(*arguments)`, past autograd's kernel where no gradient is recorded: that is Python, and takes as long as the
+    dispatcher and the checks of arguments together.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*arguments)
