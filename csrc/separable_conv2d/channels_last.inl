@@ -41,21 +41,19 @@ EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int6
   for (int q = 0; q < pixels; ++q) store(a + q * a_stride, sum[q]);
 }
 
-template <int size, int stride, class T, class V, class R>
-static void depthwise_inner(const T* __restrict__ x, int64_t row, int64_t channels, const R* __restrict__ w,
-                            int64_t w_stride, V bias, R* __restrict__ a, int64_t a_stride, int64_t count) {
-  constexpr int kPixels = size == 3 ? 4 : 1;
+// `count` of them; with `pixels` = 1 for any stride, of which `step` is the distance in memory.
+template <int pixels, int size, int stride, class T, class V, class R>
+static void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels,
+                            const R* __restrict__ w, int64_t w_stride, V bias, R* __restrict__ a, int64_t a_stride,
+                            int64_t count) {
   V weight[size * size];
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) weight[k] = load(w + k * w_stride);
-  int64_t p = 0;
-  for (; p + kPixels <= count; p += kPixels) {
-    depthwise_block<kPixels, size, stride>(x + p * stride * channels, row, channels, weight, bias, a + p * a_stride,
-                                           a_stride);
+  for (; count >= pixels; count -= pixels, x += pixels * step, a += pixels * a_stride) {
+    depthwise_block<pixels, size, stride>(x, row, channels, weight, bias, a, a_stride);
   }
-  for (; p < count; ++p) {
-    depthwise_block<1, size, stride>(x + p * stride * channels, row, channels, weight, bias, a + p * a_stride,
-                                     a_stride);
+  if constexpr (pixels > 1) {
+    depthwise_inner<1, size, 1>(x, step, row, channels, w, w_stride, bias, a, a_stride, count);
   }
 }
 
@@ -91,12 +89,16 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
       if (begin < stop) {
         const T* const source = x + corner + c + begin * step;
         const auto call = [&](auto function) {
-          function(source, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch, stop - begin);
+          function(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch, stop - begin);
         };
-        if (K == 3) {
-          call(s.stride == 1 ? depthwise_inner<3, 1, T, V, R> : depthwise_inner<3, 2, T, V, R>);
+        // What is not converted costs no more to load again.
+        constexpr int kPixels = sizeof(T) == 2 ? 4 : 1;
+        if (K == 5) {
+          call(depthwise_inner<1, 5, 1, T, V, R>);
+        } else if (kPixels == 1 || s.stride == 1) {
+          call(depthwise_inner<kPixels, 3, 1, T, V, R>);
         } else {
-          call(s.stride == 1 ? depthwise_inner<5, 1, T, V, R> : depthwise_inner<5, 2, T, V, R>);
+          call(depthwise_inner < kPixels, 3, kPixels == 1 ? 1 : 2, T, V, R >);
         }
       }
       for (int64_t k = begin == 0 ? stop : 0; k < length; k = k + 1 == begin ? stop : k + 1) {
