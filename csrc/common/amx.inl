@@ -8,8 +8,6 @@
 // Assembly instead of the compiler's intrinsics: g++ 12 does not know that loading a configuration or a tile reads
 // memory, and moves or drops the stores before it.
 
-#define EVKERNELS_LOOP_BODY __attribute__((always_inline))
-
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
 constexpr int64_t kTileSize = kTileRows * kTileDepth;  // values of bfloat16 in a tile
 

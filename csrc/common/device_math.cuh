@@ -71,4 +71,14 @@ __host__ __device__ __forceinline__ double exp(double x) { return ::exp(x); }
 __host__ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 __host__ __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
 
+// For results that are rounded to T: the same for all here.
+template <class T, class V>
+__host__ __device__ __forceinline__ V sigmoid_for(V x) {
+  return sigmoid(x);
+}
+template <class T, class V>
+__host__ __device__ __forceinline__ V tanh_for(V x) {
+  return tanh(x);
+}
+
 }  // namespace evkernels::device_math

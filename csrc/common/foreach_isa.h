@@ -22,6 +22,9 @@
 #include "common/half.h"
 #include "common/isa.h"
 
+// Of lambdas that loops call: they are compiled inside them.
+#define EVKERNELS_LOOP_BODY __attribute__((always_inline))
+
 namespace evkernels {
 namespace {
 

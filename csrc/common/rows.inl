@@ -5,10 +5,12 @@
 // blocks of a row following each other. Contiguous tensors have one row per sample (inner = C*H*W), channels_last
 // tensors one per pixel (inner = C), so one loop serves both.
 
-#define EVKERNELS_LOOP_BODY __attribute__((always_inline))
-
-// How a loop body reads and writes: a whole vector, or the first `count` elements of one at the end of a row.
+// How a loop body reads and writes: a whole vector, or the first `count` elements of one at the end of a row; more at
+// once in common/interleaved.inl. Value<T> is what the body then computes with.
 struct WholeVector {
+  static constexpr int kVectors = 1;
+  template <class T>
+  using Value = typename Arithmetic<T>::Type;
   template <class T>
   EVKERNELS_LOOP_BODY typename Arithmetic<T>::Type read(const T* p) const {
     return load(p);
@@ -21,6 +23,8 @@ struct WholeVector {
 struct PartialVector {
   int64_t count;
   template <class T>
+  using Value = typename Arithmetic<T>::Type;
+  template <class T>
   EVKERNELS_LOOP_BODY typename Arithmetic<T>::Type read(const T* p) const {
     return load_partial(p, count);
   }
@@ -31,14 +35,18 @@ struct PartialVector {
 };
 
 // Calls body(access, row, e) for each vector of [begin, end), e counting elements of the state and `row` the row that
-// holds them. The range may start and stop inside a row, which lets threads share a single sample.
-template <int kLanes, class Body>
+// holds them: Wide::kVectors at once, then singly. The range may start and stop inside a row, which lets threads share
+// a single sample.
+template <int kLanes, class Wide = WholeVector, class Body>
 EVKERNELS_INLINE void for_each_vector(int64_t inner, int64_t begin, int64_t end, const Body& body) {
   for (int64_t start = begin; start < end;) {
     const int64_t row = start / inner;
     const int64_t stop = (row + 1) * inner < end ? (row + 1) * inner : end;
     int64_t e = start;
-    for (; e + kLanes <= stop; e += kLanes) body(WholeVector{}, row, e);
+    for (constexpr int k = Wide::kVectors * kLanes; e + k <= stop; e += k) body(Wide{}, row, e);
+    if constexpr (Wide::kVectors > 1) {
+      for (; e + kLanes <= stop; e += kLanes) body(WholeVector{}, row, e);
+    }
     if (e < stop) body(PartialVector{stop - e}, row, e);
     start = stop;
   }

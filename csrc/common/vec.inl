@@ -122,37 +122,5 @@ EVKERNELS_INLINE double multiply_add(double a, double b, double c) { return __bu
 #endif
 
 EVKERNELS_INLINE VecF select(VecI mask, VecF a, VecF b) { return mask ? a : b; }
-
-// e^x - 1, relative error below 2e-7 also near zero. Arguments are clamped to +-43, where both activations below have
-// long been constant in float32, so that a product of two results stays finite; NaN passes through the comparisons.
-EVKERNELS_INLINE VecF expm1(VecF x) {
-  x = select(x > 43.0f, splat(43.0f), x);
-  x = select(x < -43.0f, splat(-43.0f), x);
-  // x = n * ln2 + r with |r| <= ln2 / 2; adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits.
-  const VecF shifted = multiply_add(x, 1.44269504f, 12582912.0f);
-  const VecF n = shifted - 12582912.0f;
-  const VecF r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, x));
-  VecF q = multiply_add(r, 1.9841270e-4f, 1.3888889e-3f);
-  q = multiply_add(q, r, 8.3333333e-3f);
-  q = multiply_add(q, r, 4.1666667e-2f);
-  q = multiply_add(q, r, 1.6666667e-1f);
-  q = multiply_add(q, r, 0.5f);
-  const VecF expm1_r = multiply_add(q, r * r, r);
-  const VecF scale = (VecF)(((VecU)shifted << 23) + 0x3f800000);  // 2^n
-  return multiply_add(scale, expm1_r, scale - 1.0f);
-}
-
-EVKERNELS_INLINE VecF sigmoid(VecF x) { return 1.0f / (2.0f + expm1(-x)); }
-// e / (2 + e) with e = expm1(2|x|) keeps its relative accuracy near zero; where e is large it is 1 - 2 / (2 + e), so
-// that the rounding of 2 + e lands in the small part. Error below 0.8 * 2^-23 everywhere (1.3 without the second form,
-// which gradients made of 1 - tanh^2 feel).
-EVKERNELS_INLINE VecF tanh(VecF x) {
-  const VecI sign = (VecI)x & (int32_t)0x80000000;
-  const VecF magnitude = (VecF)((VecI)x ^ sign);
-  const VecF e = expm1(magnitude + magnitude);
-  const VecI large = e > 2.0f;
-  const VecF quotient = select(large, splat(-2.0f), e) / (2.0f + e);
-  return (VecF)((VecI)(quotient + select(large, splat(1.0f), splat(0.0f))) | sign);
-}
 EVKERNELS_INLINE double sigmoid(double x) { return 1.0 / (1.0 + __builtin_exp(-x)); }
 EVKERNELS_INLINE double tanh(double x) { return __builtin_tanh(x); }

@@ -1,6 +1,7 @@
 // Loops of conv_gru_3x3, compiled once per instruction set: the two convolutions of one step of all maps, the first
 // with the reset and the second with the update as its epilogue. The convolution is conv_lstm_3x3/winograd.inl.
 
+#include "common/gate_math.inl"
 #include "common/rows.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
@@ -32,18 +33,21 @@ static void conv_gru_3x3_reset(const ConvGru3x3Step<T, R>& d, const R* packed, R
   const int64_t stride = round_up(s.channels, kLanes);
   const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.h, s.channels, stride}};
   winograd_convolve<2>(inputs, packed, buffer, s.reset_convolution(), begin, end,
-                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[2]) EVKERNELS_LOOP_BODY {
+                       [&](const SquarePixels& pixels, int64_t unit, V(&sums)[4][2]) EVKERNELS_LOOP_BODY {
                          const R* const bias = d.bias_zr + unit * 2 * kLanes;
-                         const int64_t first = unit * kLanes, place = at * stride + first;
-                         const V z = pre[0] + (V)load(bias), r = pre[1] + (V)load(bias + kLanes);
-                         V z_active, rh;
-                         gru_reset_math<V>(z, r, load(d.h + place), z_active, rh);
-                         store(d.z + place, z_active);
-                         store(d.rh + place, rh);
-                         if (d.zr) {
-                           T* const kept = d.zr + pixel * 2 * s.channels + first;
-                           store_columns(kept, z, s.channels - first);
-                           store_columns(kept + s.channels, r, s.channels - first);
+                         const int64_t first = unit * kLanes;
+                         const SquareOf<V> z = gate_of(sums, 0) + load(bias),
+                                           r = gate_of(sums, 1) + load(bias + kLanes);
+                         SquareOf<V> z_active, rh;
+                         gru_reset_math<T>(z, r, load_square(d.h + first, stride, pixels), z_active, rh);
+                         for (int k = 0; k < 4; ++k) {
+                           if (!pixels.inside[k]) continue;
+                           store(d.z + pixels.at[k] * stride + first, z_active.v[k]);
+                           store(d.rh + pixels.at[k] * stride + first, rh.v[k]);
+                           if (!d.zr) continue;
+                           T* const kept = d.zr + pixels.pixel[k] * 2 * s.channels + first;
+                           store_columns(kept, z.v[k], s.channels - first);
+                           store_columns(kept + s.channels, r.v[k], s.channels - first);
                          }
                        });
 }
@@ -57,11 +61,16 @@ static void conv_gru_3x3_update(const ConvGru3x3Step<T, R>& d, const R* packed, 
   const int64_t stride = round_up(s.channels, kLanes);
   const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.rh, s.channels, stride}};
   winograd_convolve<1>(inputs, packed, buffer, s.candidate_convolution(), begin, end,
-                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[1]) EVKERNELS_LOOP_BODY {
-                         const int64_t first = unit * kLanes, place = at * stride + first;
-                         const V n = pre[0] + (V)load(d.bias_n + first);
-                         const V h = gru_update_math<V>(load(d.z + place), n, load(d.h + place));
-                         store(d.h_next + place, rounded<S>(h));
-                         if (d.n) store_columns(d.n + pixel * s.channels + first, n, s.channels - first);
+                       [&](const SquarePixels& pixels, int64_t unit, V(&sums)[4][1]) EVKERNELS_LOOP_BODY {
+                         const int64_t first = unit * kLanes;
+                         const SquareOf<V> n = gate_of(sums, 0) + load(d.bias_n + first);
+                         const SquareOf<V> z = load_square(d.z + first, stride, pixels);
+                         const SquareOf<V> h = gru_update_math<T>(z, n, load_square(d.h + first, stride, pixels));
+                         for (int k = 0; k < 4; ++k) {
+                           if (!pixels.inside[k]) continue;
+                           store(d.h_next + pixels.at[k] * stride + first, rounded<S>(h.v[k]));
+                           if (!d.n) continue;
+                           store_columns(d.n + pixels.pixel[k] * s.channels + first, n.v[k], s.channels - first);
+                         }
                        });
 }

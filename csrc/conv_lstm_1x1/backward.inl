@@ -100,44 +100,64 @@ static void recompute_gates(const E* __restrict__ xh, const E* __restrict__ pack
     for (int64_t first = 0; first < count; first += kRows) {
       V sum[kRows][4];
       gate_products<T>(sum, xh + first * rows.xh, rows, packed, c, s);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) {
+        const Pixels<V> sums = gate_of(sum, gate);
+        const Pixels<V> active = gate == 2 ? tanh_for<T>(sums) : sigmoid_for<T>(sums);
 #pragma GCC unroll 6
-      for (int m = 0; m < kRows; ++m) {
-        R* const to = gates + (first + m) * 4 * rows.h + c;
-        store(to, sigmoid_for<T>(sum[m][0]));
-        store(to + rows.h, sigmoid_for<T>(sum[m][1]));
-        store(to + 2 * rows.h, tanh_for<T>(sum[m][2]));
-        store(to + 3 * rows.h, sigmoid_for<T>(sum[m][3]));
+        for (int m = 0; m < kRows; ++m) store(gates + ((first + m) * 4 + gate) * rows.h + c, active.v[m]);
       }
     }
   }
 }
 
-// From activated gates at a stride of `width` each to the gradients of the pre-activations, for channels [begin, end).
-// d_h [kTile, rows.h] is that of the new h, d_c [kTile, rows.h] that of the new c on entry and that of the old c on
-// return.
+// From activated gates at a stride of `width` each to the gradients of the pre-activations, for the lanes from channel
+// k on of K pixels. d_h [kTile, rows.h] is that of the new h, d_c [kTile, rows.h] that of the new c on entry and that
+// of the old c on return.
+template <int K, class T, class S, class G, class E, class R>
+EVKERNELS_INLINE void gradients_of_pixels(const G* __restrict__ gates, int64_t width, const S* __restrict__ cells,
+                                          const R* __restrict__ d_h, R* __restrict__ d_c, E* __restrict__ d_gates,
+                                          int64_t p, int64_t k, const Rows& rows, const ConvLstmShape& s) {
+  using V = Interleaved<typename Arithmetic<T>::Type, K>;
+  const auto read = [&](const auto* from, int64_t stride) EVKERNELS_LOOP_BODY {
+    V result;
+#pragma GCC unroll 6
+    for (int m = 0; m < K; ++m) result.v[m] = load(from + (p + m) * stride + k);
+    return result;
+  };
+  const auto write = [&](auto* to, int64_t stride, const V& value) EVKERNELS_LOOP_BODY {
+#pragma GCC unroll 6
+    for (int m = 0; m < K; ++m) store(to + (p + m) * stride + k, value.v[m]);
+  };
+  const V i = read(gates, 4 * width), f = read(gates + width, 4 * width);
+  const V g = read(gates + 2 * width, 4 * width), o = read(gates + 3 * width, 4 * width);
+  V c;
+#pragma GCC unroll 6
+  for (int m = 0; m < K; ++m) c.v[m] = load_columns(cells + (p + m) * s.channels + k, s.channels - k);
+  const V d_output = read(d_h, rows.h);
+  const auto round = [](auto x) EVKERNELS_LOOP_BODY { return rounded<S>(x); };
+  const V tanh_c = tanh_for<T>(each(round, multiply_add(i, g, f * c)));
+  const V d_cell = multiply_add(d_output * o, (1.0f - tanh_c) * (1.0f + tanh_c), read(d_c, rows.h));
+  const int64_t stride = gradient_stride(rows);
+  write(d_gates, stride, d_cell * g * i * (1.0f - i));
+  write(d_gates + rows.h, stride, d_cell * c * f * (1.0f - f));
+  write(d_gates + 2 * rows.h, stride, d_cell * i * ((1.0f - g) * (1.0f + g)));
+  write(d_gates + 3 * rows.h, stride, d_output * tanh_c * o * (1.0f - o));
+  write(d_c, rows.h, d_cell * f);
+}
+
+// That for `count` pixels and channels [begin, end).
 template <class T, class S, class G, class E, class R>
 static void gate_gradients(const G* __restrict__ gates, int64_t width, const S* __restrict__ cells,
                            const R* __restrict__ d_h, R* __restrict__ d_c, E* __restrict__ d_gates, int64_t count,
                            int64_t begin, int64_t end, const ConvLstmShape& s) {
-  using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const Rows rows = rows_of<T>(s);
-  for (int64_t p = 0; p < count; ++p) {
-    for (int64_t k = begin; k < end; k += kLanes) {
-      const int64_t columns = s.channels - k;
-      const G* const from = gates + p * 4 * width + k;
-      const V i = load(from), f = load(from + width), g = load(from + 2 * width), o = load(from + 3 * width);
-      const V c = load_columns(cells + p * s.channels + k, columns);
-      const V d_output = load(d_h + p * rows.h + k);
-      const V tanh_c = tanh_for<T>(rounded<S>(multiply_add(i, g, f * c)));
-      const V d_cell = multiply_add(d_output * o, (1.0f - tanh_c) * (1.0f + tanh_c), (V)load(d_c + p * rows.h + k));
-      E* const to = d_gates + p * gradient_stride(rows) + k;
-      store(to, d_cell * g * i * (1.0f - i));
-      store(to + rows.h, d_cell * c * f * (1.0f - f));
-      store(to + 2 * rows.h, d_cell * i * ((1.0f - g) * (1.0f + g)));
-      store(to + 3 * rows.h, d_output * tanh_c * o * (1.0f - o));
-      store(d_c + p * rows.h + k, d_cell * f);
+  for (int64_t k = begin; k < end; k += Arithmetic<T>::kLanes) {
+    int64_t p = 0;
+    for (; p + kRows <= count; p += kRows) {
+      gradients_of_pixels<kRows, T>(gates, width, cells, d_h, d_c, d_gates, p, k, rows, s);
     }
+    for (; p < count; ++p) gradients_of_pixels<1, T>(gates, width, cells, d_h, d_c, d_gates, p, k, rows, s);
   }
 }
 

@@ -107,6 +107,10 @@ EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const E* __restrict__ xh
   }
 }
 
+// One gate of the pixels of a register block.
+template <class V>
+using Pixels = Interleaved<V, kRows>;
+
 // One step of a tile: `cell` [kTile, rows.h] is updated in place, h goes to `h_next` at the stride of `xh`. `gates`, if
 // not null, takes the activated gates of the first channels, [pixel][i, f, g, o][s.kept].
 template <class T, class S, class E, class R>
@@ -119,21 +123,25 @@ static void conv_lstm_step(const E* __restrict__ xh, const E* __restrict__ packe
     for (int64_t first = 0; first < count; first += kRows) {
       V sum[kRows][4];
       gate_products<T>(sum, xh + first * rows.xh, rows, packed, c, s);
+      const Pixels<V> i = sigmoid_for<T>(gate_of(sum, 0)), f = sigmoid_for<T>(gate_of(sum, 1));
+      const Pixels<V> g = tanh_for<T>(gate_of(sum, 2)), o = sigmoid_for<T>(gate_of(sum, 3));
+      R* const state = cell + first * rows.h + c;
+      Pixels<V> before;
+#pragma GCC unroll 6
+      for (int m = 0; m < kRows; ++m) before.v[m] = load(state + m * rows.h);
+      const Pixels<V> c_next =
+          each([](V c) EVKERNELS_LOOP_BODY { return rounded<S>(c); }, multiply_add(i, g, f * before));
+      const Pixels<V> h = o * tanh_for<T>(c_next);
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
-        R* const state = cell + (first + m) * rows.h + c;
-        const V i = sigmoid_for<T>(sum[m][0]), f = sigmoid_for<T>(sum[m][1]);
-        const V g = tanh_for<T>(sum[m][2]), o = sigmoid_for<T>(sum[m][3]);
-        const V c_next = rounded<S>(multiply_add(i, g, f * load(state)));
-        store(state, c_next);
-        const V h = o * tanh_for<T>(c_next);
-        store(h_next + (first + m) * rows.xh + c, sizeof(E) == sizeof(T) ? h : rounded<T>(h));
+        store(state + m * rows.h, c_next.v[m]);
+        store(h_next + (first + m) * rows.xh + c, sizeof(E) == sizeof(T) ? h.v[m] : rounded<T>(h.v[m]));
         if (gates && c < s.kept && first + m < count) {
           T* const kept = gates + (first + m) * 4 * s.kept + c;
-          store(kept, i);
-          store(kept + s.kept, f);
-          store(kept + 2 * s.kept, g);
-          store(kept + 3 * s.kept, o);
+          store(kept, i.v[m]);
+          store(kept + s.kept, f.v[m]);
+          store(kept + 2 * s.kept, g.v[m]);
+          store(kept + 3 * s.kept, o.v[m]);
         }
       }
     }

@@ -7,6 +7,7 @@
 // takes 2.2, training 1.3; with a vector per gate it took 1.25. In 16 bits the library's convolution on AMX is faster
 // than this one, which computes in float32: the cells do not take it there.
 
+#include "common/gate_math.inl"
 #include "common/rows.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
@@ -62,38 +63,41 @@ static void conv_lstm_3x3_narrow_step(const ConvLstm3x3Step<T, S, R>& d, const R
   const Maps& m = s.maps;
   const WinogradInput<R> inputs[2] = {{d.x, s.inputs, round_up(s.inputs, kLanes)}, {d.h, s.channels, kHalf}};
   const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};
-  winograd_squares<2>(inputs, packed, buffer, s.convolution(), begin, end,
-                      [&](const SquarePlace& square, int64_t, VecF(&sums)[4][2]) EVKERNELS_LOOP_BODY {
-                        const int64_t pixels = smaller(2, m.width - square.left),
-                                      rows = smaller(2, m.height - square.top);
-                        for (int64_t row = 0; row < rows; ++row) {
-                          VecF pre[4];
+  winograd_squares<2>(
+      inputs, packed, buffer, s.convolution(), begin, end,
+      [&](const SquarePlace& square, int64_t, VecF(&sums)[4][2]) EVKERNELS_LOOP_BODY {
+        const int64_t pixels = smaller(2, m.width - square.left), rows = smaller(2, m.height - square.top);
+        const auto place = [&](int64_t row) EVKERNELS_LOOP_BODY {
+          return (square.padded(m) + (row + 1) * m.padded_width() + 1) * kHalf;
+        };
+        Interleaved<VecF, 2> pre[4], c, h, c_next;  // of both rows, as far as the map reaches
+#pragma GCC unroll 2
+        for (int row = 0; row < 2; ++row) {
 #pragma GCC unroll 4
-                          for (int gate = 0; gate < 4; ++gate) {
-                            const VecF left = sums[2 * row][gate / 2], right = sums[2 * row + 1][gate / 2];
-                            pre[gate] = halves(left, right, gate % 2 * kHalf) + (VecF)load(d.bias + gate * kLanes);
-                          }
-                          const int64_t place = (square.padded(m) + (row + 1) * m.padded_width() + 1) * kHalf;
-                          const VecF c = load(d.cell + place);
-                          VecF h, c_next;
-                          lstm_gates_math<VecF>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
-                          // Behind the last column is the border, which stays zero.
-                          store_columns(d.cell + place, rounded<S>(c_next), pixels * kHalf);
-                          store_columns(d.h_next + place, rounded<T>(h), pixels * kHalf);
-                          if (!d.gates) continue;
-                          const int64_t first = (square.sample * m.height + square.top + row) * m.width + square.left;
-                          for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-                            const auto of_pixel = [&](VecF both) EVKERNELS_LOOP_BODY {
-                              return pixel ? halves(both, both, kHalf) : both;
-                            };
-                            store_partial(d.cells + (first + pixel) * s.channels, of_pixel(c), s.channels);
-                            for (int gate = 0; gate < 4; ++gate) {
-                              T* const kept = d.gates + ((first + pixel) * 4 + places[gate]) * s.channels;
-                              store_partial(kept, of_pixel(pre[gate]), s.channels);
-                            }
-                          }
-                        }
-                      });
+          for (int gate = 0; gate < 4; ++gate) {
+            const VecF left = sums[2 * row][gate / 2], right = sums[2 * row + 1][gate / 2];
+            pre[gate].v[row] = halves(left, right, gate % 2 * kHalf) + (VecF)load(d.bias + gate * kLanes);
+          }
+          c.v[row] = load(d.cell + place(row));
+        }
+        lstm_gates_math<T>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
+        for (int64_t row = 0; row < rows; ++row) {
+          // Behind the last column is the border, which stays zero.
+          store_columns(d.cell + place(row), rounded<S>(c_next.v[row]), pixels * kHalf);
+          store_columns(d.h_next + place(row), rounded<T>(h.v[row]), pixels * kHalf);
+          if (!d.gates) continue;
+          const int64_t first = (square.sample * m.height + square.top + row) * m.width + square.left;
+          for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+            const auto of_pixel = [&](VecF both)
+                                      EVKERNELS_LOOP_BODY { return pixel ? halves(both, both, kHalf) : both; };
+            store_partial(d.cells + (first + pixel) * s.channels, of_pixel(c.v[row]), s.channels);
+            for (int gate = 0; gate < 4; ++gate) {
+              T* const kept = d.gates + ((first + pixel) * 4 + places[gate]) * s.channels;
+              store_partial(kept, of_pixel(pre[gate].v[row]), s.channels);
+            }
+          }
+        }
+      });
 }
 
 // Blocks [begin, end) of one step.
@@ -109,22 +113,27 @@ static void conv_lstm_3x3_step(const ConvLstm3x3Step<T, S, R>& d, const R* packe
   const WinogradInput<R> inputs[2] = {{d.x, s.inputs, x_stride}, {d.h, s.channels, stride}};
   const int places[4] = {s.order.i, s.order.f, s.order.g, s.order.o};
   winograd_convolve<4>(inputs, packed, buffer, s.convolution(), begin, end,
-                       [&](int64_t pixel, int64_t at, int64_t unit, V(&pre)[4]) EVKERNELS_LOOP_BODY {
+                       [&](const SquarePixels& pixels, int64_t unit, V(&sums)[4][4]) EVKERNELS_LOOP_BODY {
                          const R* const bias = d.bias + unit * 4 * kLanes;
-                         const int64_t first = unit * kLanes, place = at * stride + first;
+                         const int64_t first = unit * kLanes;
+                         SquareOf<V> pre[4], h, c_next;
 #pragma GCC unroll 4
-                         for (int gate = 0; gate < 4; ++gate) pre[gate] += (V)load(bias + gate * kLanes);
-                         const V c = load(d.cell + place);
-                         V h, c_next;
-                         lstm_gates_math<V>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
-                         store(d.cell + place, rounded<S>(c_next));
-                         store(d.h_next + place, rounded<T>(h));
-                         if (!d.gates) return;
-                         store_columns(d.cells + pixel * s.channels + first, c, s.channels - first);
-                         T* const kept = d.gates + pixel * 4 * s.channels + first;
+                         for (int gate = 0; gate < 4; ++gate)
+                           pre[gate] = gate_of(sums, gate) + load(bias + gate * kLanes);
+                         const SquareOf<V> c = load_square(d.cell + first, stride, pixels);
+                         lstm_gates_math<T>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
+                         for (int k = 0; k < 4; ++k) {
+                           if (!pixels.inside[k]) continue;
+                           const int64_t place = pixels.at[k] * stride + first, pixel = pixels.pixel[k];
+                           store(d.cell + place, rounded<S>(c_next.v[k]));
+                           store(d.h_next + place, rounded<T>(h.v[k]));
+                           if (!d.gates) continue;
+                           store_columns(d.cells + pixel * s.channels + first, c.v[k], s.channels - first);
+                           T* const kept = d.gates + pixel * 4 * s.channels + first;
 #pragma GCC unroll 4
-                         for (int gate = 0; gate < 4; ++gate) {
-                           store_columns(kept + places[gate] * s.channels, pre[gate], s.channels - first);
+                           for (int gate = 0; gate < 4; ++gate) {
+                             store_columns(kept + places[gate] * s.channels, pre[gate].v[k], s.channels - first);
+                           }
                          }
                        });
 }
@@ -144,8 +153,12 @@ static void input_gradient(const R* maps, const R* packed, T* d_input, R* buffer
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const WinogradInput<R> inputs[2] = {{maps, s.inputs[0], round_up(s.inputs[0], kLanes)}, {maps, 0, 0}};
   winograd_convolve<1>(inputs, packed, buffer, s, begin, end,
-                       [&](int64_t pixel, int64_t, int64_t unit, V(&d)[1]) EVKERNELS_LOOP_BODY {
+                       [&](const SquarePixels& pixels, int64_t unit, V(&d)[4][1]) EVKERNELS_LOOP_BODY {
                          const int64_t first = unit * kLanes;
-                         store_columns(d_input + pixel * s.channels + first, d[0], s.channels - first);
+                         for (int k = 0; k < 4; ++k) {
+                           if (!pixels.inside[k]) continue;
+                           T* const to = d_input + pixels.pixel[k] * s.channels + first;
+                           store_columns(to, d[k][0], s.channels - first);
+                         }
                        });
 }

@@ -313,8 +313,35 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
   }
 }
 
-// Blocks [begin, end): epilogue(pixel, at, unit, sums[gates]) for every pixel, the `pixel`-th of all and the `at`-th of
-// all padded ones, and every unit of gates.
+// The pixels of a square: each is the pixel-th of all and the at-th of all padded ones, where also those outside of the
+// map have a place.
+struct SquarePixels {
+  int64_t pixel[4], at[4];
+  bool inside[4];
+
+  EVKERNELS_LOOP_BODY SquarePixels(const SquarePlace& place, const Maps& m) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const int64_t y = place.top + k / 2, x = place.left + k % 2;
+      pixel[k] = (place.sample * m.height + y) * m.width + x;
+      at[k] = place.padded(m) + (k / 2 + 1) * m.padded_width() + k % 2 + 1;
+      inside[k] = y < m.height && x < m.width;
+    }
+  }
+};
+
+template <class V>
+using SquareOf = Interleaved<V, 4>;
+
+template <class R>
+EVKERNELS_INLINE auto load_square(const R* maps, int64_t stride, const SquarePixels& pixels) {
+  SquareOf<typename Arithmetic<R>::Type> result;
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) result.v[k] = load(maps + pixels.at[k] * stride);
+  return result;
+}
+
+// Blocks [begin, end): epilogue(pixels, unit, sums[4][gates]) for every square and every unit of gates.
 template <int gates, class R, class Epilogue>
 EVKERNELS_INLINE void winograd_convolve(const WinogradInput<R> (&inputs)[2], const R* __restrict__ packed,
                                         R* __restrict__ buffer, const WinogradShape& s, int64_t begin, int64_t end,
@@ -322,14 +349,6 @@ EVKERNELS_INLINE void winograd_convolve(const WinogradInput<R> (&inputs)[2], con
   using V = typename Arithmetic<R>::Type;
   const Maps& m = s.maps;
   winograd_squares<gates>(inputs, packed, buffer, s, begin, end,
-                          [&](const SquarePlace& place, int64_t unit, V(&sums)[4][gates]) EVKERNELS_LOOP_BODY {
-                            for (int corner = 0; corner < 4; ++corner) {
-                              const int64_t y = place.top + corner / 2, x = place.left + corner % 2;
-                              if (y < m.height && x < m.width) {
-                                epilogue((place.sample * m.height + y) * m.width + x,
-                                         place.padded(m) + (corner / 2 + 1) * m.padded_width() + corner % 2 + 1, unit,
-                                         sums[corner]);
-                              }
-                            }
-                          });
+                          [&](const SquarePlace& place, int64_t unit, V(&sums)[4][gates])
+                              EVKERNELS_LOOP_BODY { epilogue(SquarePixels(place, m), unit, sums); });
 }

@@ -3,8 +3,6 @@
 
 #include "common/activations.inl"
 
-#define EVKERNELS_LOOP_BODY __attribute__((always_inline))
-
 template <class T>
 using Wide = evkernels::Compute<T>;
 

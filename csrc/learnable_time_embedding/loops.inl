@@ -3,6 +3,7 @@
 // Vectors run over timestamps, so that sines, bases and layer norm need no horizontal step; only the gradients of the
 // weights, sums over timestamps, take vectors of outputs.
 
+#include "common/gate_math.inl"
 #include "learnable_time_embedding/columns.inl"
 #include "learnable_time_embedding/features.inl"
 #include "learnable_time_embedding/products.inl"
