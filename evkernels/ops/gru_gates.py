@@ -52,7 +52,7 @@ def gru_gates(x_gates: Tensor, h_gates: Tensor, h: Tensor, order: str = "zrn") -
     _check_dtypes("h_gates", h_gates, "x_gates", x_gates, h)
     if registration.needs_reference():
         return reference.gru_gates(x_gates, h_gates, h, order)
-    return _gates(x_gates, h_gates, h, order)
+    return registration.call(_gates, x_gates, h_gates, h, order)
 
 
 def gru_reset(zr: Tensor, h: Tensor, order: str = "zr") -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def gru_reset(zr: Tensor, h: Tensor, order: str = "zr") -> tuple[Tensor, Tensor]
     _check_dtypes(None, None, "zr", zr, h)
     if registration.needs_reference():
         return reference.gru_reset(zr, h, order)
-    return _reset(zr, h, order)
+    return registration.call(_reset, zr, h, order)
 
 
 def gru_update(z: Tensor, n: Tensor, h: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def gru_update(z: Tensor, n: Tensor, h: Tensor) -> Tensor:
     _check_dtypes("n", n, "z", z, h)
     if registration.needs_reference():
         return reference.gru_update(z, n, h)
-    return _update(z, n, h)
+    return registration.call(_update, z, n, h)
 
 
 def _check_state(h):

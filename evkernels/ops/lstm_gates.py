@@ -49,7 +49,7 @@ def lstm_gates(gates: Tensor, c: Tensor, order: str = "ifgo") -> tuple[Tensor, T
         checks.check_state_dtype("c", c, "gates", gates)
     if registration.needs_reference():
         return reference.lstm_gates(gates, c, order)
-    return _forward(gates, c, order)
+    return registration.call(_forward, gates, c, order)
 
 
 def _fake(gates, c, order):
