@@ -97,7 +97,8 @@ template <int K>
 EVKERNELS_INLINE Interleaved<double, K> tanh(const Interleaved<double, K>& x) {
   return each([](double x) EVKERNELS_LOOP_BODY { return tanh(x); }, x);
 }
-// Both for results of 16 bits: errors of 1e-4, relative ones for tanh, are far below their rounding, and on AVX-512
+
+// Both for results in bfloat16: errors of 1e-4, relative ones for tanh, are far below their rounding, and on AVX-512
 // three terms of a polynomial and a reciprocal of 14 bits are enough.
 #if defined(__x86_64__) && EVKERNELS_LANES == 16
 EVKERNELS_INLINE VecF coarse_sigmoid(VecF x) {
@@ -123,10 +124,15 @@ EVKERNELS_INLINE VecF coarse_sigmoid(VecF x) { return sigmoid(x); }
 EVKERNELS_INLINE VecF coarse_tanh(VecF x) { return tanh(x); }
 #endif
 
+template <class T>
+constexpr bool kIsCoarse = false;
+template <>
+constexpr bool kIsCoarse<BFloat16> = EVKERNELS_LANES == 16;
+
 // sigmoid and tanh for results that are rounded to T.
 template <class T, class V>
 EVKERNELS_INLINE V sigmoid_for(const V& x) {
-  if constexpr (sizeof(T) == 2 && EVKERNELS_LANES == 16) {
+  if constexpr (kIsCoarse<T>) {
     return each([](VecF x) EVKERNELS_LOOP_BODY { return coarse_sigmoid(x); }, x);
   } else {
     return sigmoid(x);
@@ -134,9 +140,21 @@ EVKERNELS_INLINE V sigmoid_for(const V& x) {
 }
 template <class T, class V>
 EVKERNELS_INLINE V tanh_for(const V& x) {
-  if constexpr (sizeof(T) == 2 && EVKERNELS_LANES == 16) {
+  if constexpr (kIsCoarse<T>) {
     return each([](VecF x) EVKERNELS_LOOP_BODY { return coarse_tanh(x); }, x);
   } else {
     return tanh(x);
   }
 }
+
+// The more precise one of the dtypes of gates and state.
+template <class G, class S, bool state = (sizeof(S) > sizeof(G))>
+struct PreciseOf {
+  using Type = G;
+};
+template <class G, class S>
+struct PreciseOf<G, S, true> {
+  using Type = S;
+};
+template <class G, class S>
+using Precise = typename PreciseOf<G, S>::Type;

@@ -11,9 +11,9 @@ static void gru_gates_loop(const G* __restrict__ x_gates, const G* __restrict__ 
   for_each_vector<kLanes, GateVectors<G>>(inner, begin, end, [&](auto at, int64_t row, int64_t e) EVKERNELS_LOOP_BODY {
     const int64_t first = 2 * row * inner + e;  // block 0 of a row of three
     const int64_t z = first + order.z * inner, r = first + order.r * inner, n = first + order.n * inner;
-    at.write(h_next + e,
-             gru_gates_math<G>(at.read(x_gates + z) + at.read(h_gates + z), at.read(x_gates + r) + at.read(h_gates + r),
-                               at.read(x_gates + n) + at.read(h_gates + n), at.read(h + e)));
+    at.write(h_next + e, gru_gates_math<Precise<G, S>>(at.read(x_gates + z) + at.read(h_gates + z),
+                                                       at.read(x_gates + r) + at.read(h_gates + r),
+                                                       at.read(x_gates + n) + at.read(h_gates + n), at.read(h + e)));
   });
 }
 
@@ -29,9 +29,9 @@ static void gru_gates_backward_loop(const S* __restrict__ d_h_next, const G* __r
     const int64_t first = 2 * row * inner + e;
     const int64_t z = first + order.z * inner, r = first + order.r * inner, n = first + order.n * inner;
     V d_z, d_r, d_n, d_state;
-    gru_gates_backward_math<G>(at.read(x_gates + z) + at.read(h_gates + z), at.read(x_gates + r) + at.read(h_gates + r),
-                               at.read(x_gates + n) + at.read(h_gates + n), at.read(h + e), at.read(d_h_next + e), d_z,
-                               d_r, d_n, d_state);
+    gru_gates_backward_math<Precise<G, S>>(
+        at.read(x_gates + z) + at.read(h_gates + z), at.read(x_gates + r) + at.read(h_gates + r),
+        at.read(x_gates + n) + at.read(h_gates + n), at.read(h + e), at.read(d_h_next + e), d_z, d_r, d_n, d_state);
     at.write(d_gates + z, d_z);
     at.write(d_gates + r, d_r);
     at.write(d_gates + n, d_n);
@@ -47,8 +47,8 @@ static void gru_reset_loop(const G* __restrict__ zr, const S* __restrict__ h, G*
     using V = typename decltype(at)::template Value<G>;
     const G* const first = zr + row * inner + e;
     V z_value, rh_value;
-    gru_reset_math<G>(at.read(first + order.z * inner), at.read(first + order.r * inner), at.read(h + e), z_value,
-                      rh_value);
+    gru_reset_math<Precise<G, S>>(at.read(first + order.z * inner), at.read(first + order.r * inner), at.read(h + e),
+                                  z_value, rh_value);
     at.write(z_active + e, z_value);
     at.write(rh + e, rh_value);
   });
@@ -67,9 +67,9 @@ static void gru_reset_backward_loop(const G* __restrict__ d_z_active, const G* _
     const int64_t z = first + order.z * inner, r = first + order.r * inner;
     const V zero = {};
     V d_z, d_r, d_state;
-    gru_reset_backward_math<G>(at.read(zr + z), at.read(zr + r), at.read(h + e),
-                               d_z_active ? at.read(d_z_active + e) : zero, d_rh ? at.read(d_rh + e) : zero, d_z, d_r,
-                               d_state);
+    gru_reset_backward_math<Precise<G, S>>(at.read(zr + z), at.read(zr + r), at.read(h + e),
+                                           d_z_active ? at.read(d_z_active + e) : zero, d_rh ? at.read(d_rh + e) : zero,
+                                           d_z, d_r, d_state);
     at.write(d_zr + z, d_z);
     at.write(d_zr + r, d_r);
     at.write(d_h + e, d_state);
@@ -81,7 +81,7 @@ static void gru_update_loop(const G* __restrict__ z, const G* __restrict__ n, co
                             S* __restrict__ h_next, int64_t begin, int64_t end) {
   constexpr int kLanes = Arithmetic<G>::kLanes;
   for_each_vector<kLanes, GateVectors<G>>(end, begin, end, [&](auto at, int64_t, int64_t e) EVKERNELS_LOOP_BODY {
-    at.write(h_next + e, gru_update_math<G>(at.read(z + e), at.read(n + e), at.read(h + e)));
+    at.write(h_next + e, gru_update_math<Precise<G, S>>(at.read(z + e), at.read(n + e), at.read(h + e)));
   });
 }
 
@@ -93,8 +93,8 @@ static void gru_update_backward_loop(const S* __restrict__ d_h_next, const G* __
   for_each_vector<kLanes, GateVectors<G>>(end, begin, end, [&](auto at, int64_t, int64_t e) EVKERNELS_LOOP_BODY {
     using V = typename decltype(at)::template Value<G>;
     V z_value, n_value, h_value;
-    gru_update_backward_math<G>(at.read(z + e), at.read(n + e), at.read(h + e), at.read(d_h_next + e), z_value, n_value,
-                                h_value);
+    gru_update_backward_math<Precise<G, S>>(at.read(z + e), at.read(n + e), at.read(h + e), at.read(d_h_next + e),
+                                            z_value, n_value, h_value);
     at.write(d_z + e, z_value);
     at.write(d_n + e, n_value);
     at.write(d_h + e, h_value);

@@ -12,9 +12,9 @@ static void lstm_gates_loop(const G* __restrict__ gates, const S* __restrict__ c
     using V = typename decltype(at)::template Value<G>;
     const G* const first = gates + 3 * row * inner + e;  // block 0 of a row of four
     V h_value, c_value;
-    lstm_gates_math<G>(at.read(first + order.i * inner), at.read(first + order.f * inner),
-                       at.read(first + order.g * inner), at.read(first + order.o * inner), at.read(c + e), h_value,
-                       c_value);
+    lstm_gates_math<Precise<G, S>>(at.read(first + order.i * inner), at.read(first + order.f * inner),
+                                   at.read(first + order.g * inner), at.read(first + order.o * inner), at.read(c + e),
+                                   h_value, c_value);
     at.write(h + e, h_value);
     at.write(c_next + e, c_value);
   });
@@ -34,9 +34,9 @@ static void lstm_gates_backward_loop(const G* __restrict__ d_h, const S* __restr
     const int64_t g = first + order.g * inner, o = first + order.o * inner;
     const V zero = {};
     V d_i, d_f, d_g, d_o, d_cell;
-    lstm_gates_backward_math<G>(at.read(gates + i), at.read(gates + f), at.read(gates + g), at.read(gates + o),
-                                at.read(c + e), d_h ? at.read(d_h + e) : zero, d_c_next ? at.read(d_c_next + e) : zero,
-                                d_i, d_f, d_g, d_o, d_cell);
+    lstm_gates_backward_math<Precise<G, S>>(at.read(gates + i), at.read(gates + f), at.read(gates + g),
+                                            at.read(gates + o), at.read(c + e), d_h ? at.read(d_h + e) : zero,
+                                            d_c_next ? at.read(d_c_next + e) : zero, d_i, d_f, d_g, d_o, d_cell);
     at.write(d_gates + i, d_i);
     at.write(d_gates + f, d_f);
     at.write(d_gates + g, d_g);

@@ -91,14 +91,14 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
         const auto call = [&](auto function) {
           function(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch, stop - begin);
         };
-        // What is not converted costs no more to load again.
-        constexpr int kPixels = sizeof(T) == 2 ? 4 : 1;
+        // What is not converted costs no more to load again: then one pixel serves, for any stride.
+        constexpr int kPixels = sizeof(T) == 2 ? 4 : 1, kStride = kPixels == 1 ? 1 : 2;
         if (K == 5) {
           call(depthwise_inner<1, 5, 1, T, V, R>);
         } else if (kPixels == 1 || s.stride == 1) {
           call(depthwise_inner<kPixels, 3, 1, T, V, R>);
         } else {
-          call(depthwise_inner < kPixels, 3, kPixels == 1 ? 1 : 2, T, V, R >);
+          call(depthwise_inner<kPixels, 3, kStride, T, V, R>);
         }
       }
       for (int64_t k = begin == 0 ? stop : 0; k < length; k = k + 1 == begin ? stop : k + 1) {
