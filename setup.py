@@ -62,8 +62,8 @@ def extensions() -> list:
     cpp_extension.CUDA_HOME = cuda_home
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(cuda_home)) if cuda_home else ""
     # No -ffast-math: NaN and infinities must pass through the kernels. Vector types wider than the baseline never
-    # cross a function boundary, so the ABI warning about them is moot. -g0 undoes Python's own -g: two fifths of the
-    # time, for symbols that the linker drops.
+    # cross a function boundary, so the ABI warning about them is moot. -g0 undoes Python's own -g, which takes up
+    # to two fifths of a unit's time for symbols that the linker drops.
     optimise = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
     cxx = [*optimise, "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"]
     link = ["-Wl,--as-needed", *([] if DEBUG else ["-s"])] if sys.platform == "linux" else []

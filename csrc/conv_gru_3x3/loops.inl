@@ -2,7 +2,6 @@
 // with the reset and the second with the update as its epilogue. The convolution is conv_lstm_3x3/winograd.inl.
 
 #include "common/gate_math.inl"
-#include "common/rows.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
 #include "gru_gates/math.inl"

@@ -8,7 +8,6 @@
 // than this one, which computes in float32: the cells do not take it there.
 
 #include "common/gate_math.inl"
-#include "common/rows.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
 #include "lstm_gates/math.inl"

@@ -13,7 +13,6 @@
 // as the library's at 2048 of them, and read panels from the second-level cache.
 
 #include "common/activations.inl"
-#include "common/rows.inl"
 #include "conv_lstm_1x1/tiles.inl"
 #include "window_attention/products.inl"
 

@@ -16,7 +16,6 @@
 // take twice as long; one row of the softmax at a time instead of kRows took a tenth more.
 
 #include "common/exponential.inl"
-#include "common/rows.inl"
 #include "conv_lstm_1x1/tiles.inl"
 #include "window_attention/products.inl"
 
