@@ -1,7 +1,8 @@
 """Attention within partitions of a map, on [N, H, W, C]: what a stage of RVT does between convolution and LSTM.
 
 All work on the map as it is: `window_attention` reads and writes its partitions in place. Layer norms and linear maps
-are PyTorch's own, but without gradients those of narrow MLPs are `residual_mlp`. State-dict keys are RVT's.
+are PyTorch's own, but without gradients those of narrow MLPs are `residual_mlp`. A branch's scale goes into the weights
+of its last linear map: a pass over the branch less forward, and three less in the gradient. State-dict keys are RVT's.
 """
 
 import torch
@@ -72,14 +73,14 @@ class PartitionAttentionCl(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = self.self_attn(self.norm1(x), self.partition_type, self.partition_size)
-        x = _add_scaled(x, attended, self.ls1, self.drop_path1)
+        branch = self.self_attn(self.norm1(x), self.partition_type, self.partition_size, self.ls1)
+        x = _added(x, self.drop_path1(branch))
         if self._mlp_in_one_op(x):
             (linear, _), _, last = self.mlp.net
             norm = self.norm2
             parameters = (norm.weight, norm.bias, linear.weight, linear.bias, last.weight, last.bias, self.ls2.gamma)
             return ops.residual_mlp(x, *parameters, norm.eps)
-        return _add_scaled(x, self.mlp(self.norm2(x)), self.ls2, self.drop_path2)
+        return _added(x, self.drop_path2(self.mlp(self.norm2(x), self.ls2)))
 
     def _mlp_in_one_op(self, x: Tensor) -> bool:
         """Whether `residual_mlp` can and is faster: without gradients, on the CPU, up to 128 channels in float32."""
@@ -91,7 +92,10 @@ class PartitionAttentionCl(nn.Module):
 
 
 class SelfAttentionCl(nn.Module):
-    """Multi-head self-attention within the partitions of a map [N, H, W, dim], see `evkernels.ops.window_attention`."""
+    """Multi-head self-attention within the partitions of a map [N, H, W, dim], see `evkernels.ops.window_attention`.
+
+    The result is scaled by `scale`, a LayerScale or torch.nn.Identity.
+    """
 
     def __init__(self, dim: int, dim_head: int = 32, bias: bool = True) -> None:
         super().__init__()
@@ -101,16 +105,18 @@ class SelfAttentionCl(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor, partition_type: str, partition_size: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x: Tensor, partition_type: str, partition_size: tuple[int, int], scale: nn.Module | None = None
+    ) -> Tensor:
         # On the CPU the op adds the bias on the way; a GPU's library does in its product.
         late = x.device.type == "cpu"
         qkv = F.linear(x, self.qkv.weight) if late else self.qkv(x)
         bias = self.qkv.bias if late else None
-        return self.proj(ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type))
+        return _scaled(self.proj, scale, ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type))
 
 
 class MLP(nn.Module):
-    """Linear, GELU, dropout, linear over the last dimension."""
+    """Linear, GELU, dropout, linear over the last dimension, scaled by a LayerScale if one is given."""
 
     def __init__(self, dim: int, expansion_ratio: float = 4, bias: bool = True, drop_prob: float = 0.0) -> None:
         super().__init__()
@@ -122,11 +128,11 @@ class MLP(nn.Module):
             nn.Linear(self.hidden, dim, bias=bias),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: nn.Module | None = None) -> Tensor:
         (linear, _), dropout, last = self.net
         hidden = linear(x)
         hidden = F.gelu(hidden) if hidden.requires_grad else torch.ops.aten.gelu_(hidden)
-        return last(dropout(hidden))
+        return _scaled(last, scale, dropout(hidden))
 
 
 class LayerScale(nn.Module):
@@ -158,8 +164,14 @@ class DropPath(nn.Module):
         return f"{self.drop_prob}"
 
 
-def _add_scaled(x: Tensor, branch: Tensor, scale: nn.Module, drop_path: DropPath) -> Tensor:
-    """Is x + drop_path(scale(branch)), in one pass over memory unless samples are dropped."""
-    if isinstance(scale, LayerScale) and not (drop_path.training and drop_path.drop_prob):
-        return torch.addcmul(x, branch, scale.gamma)
-    return x + drop_path(scale(branch))
+def _scaled(linear: nn.Linear, scale: nn.Module | None, x: Tensor) -> Tensor:
+    """Is scale(linear(x)); a LayerScale multiplies the weights instead."""
+    if not isinstance(scale, LayerScale):
+        return linear(x)
+    bias = None if linear.bias is None else scale(linear.bias)
+    return F.linear(x, scale.gamma[:, None] * linear.weight, bias)
+
+
+def _added(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch; in the branch, which nobody else has, unless gradients need it."""
+    return x + branch if branch.requires_grad or branch.dtype != x.dtype else branch.add_(x)
