@@ -48,6 +48,7 @@ WITHOUT = {
     # A library's products, which are large, and pointwise work: on GPUs the reference serves.
     "residual_mlp": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.
+    "batch_norm_activation": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     "separable_norm_conv2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
 }
 FOLDERS = ("evkernels", "csrc", "triton_kernels", "tests", "benchmarks", "tools")

@@ -9,36 +9,9 @@
 // at the depthwise result, from where depthwise_conv2d goes on. Sums are formed per tile in float, relative to the
 // first pixel of their unit where they are moments, and added up in double in an order that the shape alone sets.
 
-#include "separable_conv2d/products.inl"
+#include "separable_norm_conv2d/norms.inl"
 
 #include "separable_conv2d/channels_last.inl"
-
-// Tiles that one task sums up: the gradient of the pointwise weight is added up once for each.
-constexpr int64_t kTilesPerUnit = 16;
-
-static int64_t norm_unit_size() { return kPixelsBackward * kTilesPerUnit; }
-
-static int64_t norm_units(const SeparableShape& s) {
-  return (s.out_height * s.out_width + norm_unit_size() - 1) / norm_unit_size();
-}
-
-// Calls f(first pixel of all samples' pixels, how many) for the tiles of a unit; units are numbered through samples.
-template <class F>
-EVKERNELS_INLINE void for_tiles(const SeparableShape& s, int64_t unit, const F& f) {
-  const int64_t pixels = s.out_height * s.out_width, units = norm_units(s), sample = unit / units;
-  const int64_t begin = unit % units * kPixelsBackward * kTilesPerUnit;
-  const int64_t end = smaller(begin + kPixelsBackward * kTilesPerUnit, pixels);
-  for (int64_t k = begin; k < end; k += kPixelsBackward) f(sample * pixels + k, smaller(kPixelsBackward, end - k));
-}
-
-// Adds a vector's lanes to the sums of channels [c, channels).
-template <class V, class R>
-EVKERNELS_INLINE void add_lanes(V sum, double* to, int64_t left) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(R);
-  R values[lanes];
-  store(values, sum);
-  for (int64_t l = 0; l < smaller(lanes, left); ++l) to[l] += values[l];
-}
 
 // Adds sums of rows - reference and of its square to sums[0] and sums[1] of [channels]; rows are padded to vectors.
 template <class V, class R>
@@ -147,84 +120,6 @@ static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T
       is_first = false;
     });
   }
-}
-
-// f(column, how many of a vector's lanes are channels) for all vectors of [channels].
-template <class V, class R, class F>
-EVKERNELS_INLINE void for_vectors(int64_t channels, const F& f) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(R);
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) f(c, lanes);
-  if (c < channels) f(c, channels - c);
-}
-template <class T>
-EVKERNELS_INLINE typename Arithmetic<T>::Type load_some(const T* p, int64_t count) {
-  return count == Arithmetic<T>::kLanes ? load(p) : load_partial(p, count);
-}
-template <class T>
-EVKERNELS_INLINE void store_some(T* p, typename Arithmetic<T>::Type v, int64_t count) {
-  if (count == Arithmetic<T>::kLanes) {
-    store(p, v);
-  } else {
-    store_partial(p, v, count);
-  }
-}
-
-// y = activation(norm(pre)) + residual, which may be null.
-template <class T>
-static void norm_outputs(const T* pre, const Affine<Compute<T>>& norm, const T* residual, T* y, const SeparableShape& s,
-                         int64_t begin, int64_t end) {
-  using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const Affine<Compute<T>> n = norm.at(unit / norm_units(s));
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        for (int64_t m = first * O; m < (first + count) * O; m += O) {
-          for_vectors<V, Compute<T>>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-            const V z = load_some(pre + m + c, lanes) * (V)load(n.scale + c) + (V)load(n.shift + c);
-            V value = activate<decltype(kind)::value>(z);
-            if (residual) value += load_some(residual + m + c, lanes);
-            store_some(y + m + c, value, lanes);
-          });
-        }
-      });
-    }
-  });
-}
-
-// Sums of the gradient after the second norm, and of its products with that norm's normalised input: [unit][2][O].
-// `normal` normalises alone, `norm` is the whole norm.
-template <class T>
-static void norm_output_sums(const T* pre, const T* d_output, const Affine<Compute<T>>& norm,
-                             const Affine<Compute<T>>& normal, double* sums, const SeparableShape& s, int64_t begin,
-                             int64_t end) {
-  using R = Compute<T>;
-  using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const Affine<R> n = norm.at(unit / norm_units(s)), plain = normal.at(unit / norm_units(s));
-      double* const to = sums + unit * 2 * O;
-      for (int64_t o = 0; o < 2 * O; ++o) to[o] = 0;
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        for_vectors<V, R>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-          const V scale = load(n.scale + c), shift = load(n.shift + c);
-          const V unit_scale = load(plain.scale + c), unit_shift = load(plain.shift + c);
-          V sum = {}, product = {};
-          for (int64_t m = first * O + c; m < (first + count) * O; m += O) {
-            const V v = load_some(pre + m, lanes);
-            const V d =
-                activation_gradient<decltype(kind)::value>(V(v * scale + shift), (V)load_some(d_output + m, lanes));
-            sum += d;
-            product += d * (v * unit_scale + unit_shift);
-          }
-          add_lanes<V, R>(sum, to + c, lanes);
-          add_lanes<V, R>(product, to + O + c, lanes);
-        });
-      });
-    }
-  });
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 The published network fails on its first call (its decoder is given one map too few); this one passes all four skip
 maps, in all combinations of model and skips. There are no published weights. Encoder and decoder run frame by frame,
 because their batch norms see a frame at a time in training and a frame's maps fit in a cache; the recurrent layers run
-whole sequences. Encoder and recurrent layers are channels_last, for which their ops are made.
+whole sequences. All of it is channels_last, for which the ops are made.
 """
 
 from collections.abc import Callable, Sequence
@@ -139,7 +139,7 @@ class EfficientConvLSTM(nn.Module):
         if self.skip_lstm:
             skips = [layer(maps) for layer, maps in zip(self.skip_convlstms, skips, strict=True)]
         outputs = [
-            self.final_conv(self.decoder(*self._in_layout(encoding, frame)))
+            self.final_conv(self.decoder(*_channels_last(encoding, frame)))
             for encoding, *frame in zip(encodings.unbind(1), *(maps.unbind(1) for maps in skips), strict=True)
         ]
         encodings = encodings.detach()
@@ -160,12 +160,6 @@ class EfficientConvLSTM(nn.Module):
             torch.cat(maps).unflatten(0, (len(grids), -1)).transpose(0, 1) for maps in zip(*frames, strict=True)
         )
         return x5, skips
-
-    def _in_layout(self, encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What the decoder is given, in the layout that it is faster in."""
-        layout = torch.contiguous_format if self.training else torch.channels_last
-        encoding, *maps = (value.contiguous(memory_format=layout) for value in (encoding, *maps))
-        return encoding, maps
 
     def reset_states(self, samples: Tensor | None = None) -> None:
         """Forgets the states: the next call starts from zeros, and may have another batch size.
@@ -222,6 +216,11 @@ class EfficientConvLSTM(nn.Module):
             return self.convlstm(x)
         hidden, self.dense_state = self.dense_lstm(x.flatten(2), self.dense_state)
         return self.fc_to_map(hidden).unflatten(2, (self.bottleneck_channels, *MAP))
+
+
+def _channels_last(encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    encoding, *maps = (value.contiguous(memory_format=torch.channels_last) for value in (encoding, *maps))
+    return encoding, maps
 
 
 def grid_of(window: Tensor, height: int, width: int) -> Tensor:

@@ -1,9 +1,8 @@
 """EfficientConvLSTM's way up from the bottleneck: four levels and a head of convolutions, batch norms and GELUs.
 
-In evaluation the norms go into the convolutions' weights, GELU works in a convolution's result, and all is
-channels_last, in which the library's convolutions of few channels are faster. In training maps are contiguous: in
-channels_last steps are shorter, but the library's batch norm sums so that gradients have three times the rounding error
-and `python -m benchmarks efficient_conv_lstm` finds them wrong.
+Maps are best channels_last, in which the library's convolutions of few channels take half the time. In evaluation the
+norms go into the convolutions' weights, and GELU works in a convolution's result. In training norm and GELU are one op:
+the library's batch norm sums channels_last maps so that gradients have three times the rounding error.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evkernels.nn.separable import folded, has_live_statistics
+from evkernels.nn.separable import activated, folded, has_live_statistics
 
 
 class EfficientDecoder(nn.Module):
@@ -63,15 +62,8 @@ class EfficientDecoder(nn.Module):
     def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
         up, norm = level[:2]
         if has_live_statistics(norm):
-            return F.gelu(norm(up(x)))
-        # The windows of a transposed convolution of 2x2 at stride 2 do not overlap: it is one matrix product, which
-        # is faster.
-        weight, bias = folded(up, norm)
-        batch, _, height, width = x.shape
-        outputs = weight.shape[1]
-        y = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1), bias.repeat(4))
-        y = _gelu(y).view(batch, height, width, 2, 2, outputs).transpose(2, 3)
-        return y.reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
+            return activated(_spread(x, up.weight, up.bias), norm, "gelu")
+        return _gelu(_spread(x, *folded(up, norm)))
 
     def _convolved(self, level: nn.Sequential, x: Tensor) -> Tensor:
         return _conv_norm_gelu(x, *level[3:5])
@@ -92,18 +84,25 @@ class Head(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, _, pointwise, _ = self
         x = _conv_norm_gelu(x, conv, norm)
-        if has_live_statistics(norm):
-            return pointwise(x).sigmoid()
         y = F.linear(x.permute(0, 2, 3, 1), pointwise.weight.flatten(1), pointwise.bias)
         return y.sigmoid().permute(0, 3, 1, 2)
 
 
 def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    if has_live_statistics(norm):
-        return F.gelu(norm(conv(x)))
-    weight, bias = folded(conv, norm)
+    live = has_live_statistics(norm)
+    weight, bias = (conv.weight, conv.bias) if live else folded(conv, norm)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return _gelu(F.conv2d(x, weight, bias, conv.stride, conv.padding))
+    y = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return activated(y, norm, "gelu") if live else _gelu(y)
+
+
+def _spread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The transposed convolution of 2x2 at stride 2, whose windows do not overlap: one matrix product is faster."""
+    batch, _, height, width = x.shape
+    outputs = weight.shape[1]
+    y = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1), bias.repeat(4))
+    y = y.view(batch, height, width, 2, 2, outputs).transpose(2, 3)
+    return y.reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -189,13 +189,25 @@ def normalized(
     options = (depthwise.stride[0], depthwise.padding[0], *activations, *groups, norm.eps, output_norm.eps)
     y, *statistics = ops.separable_norm_conv2d(x, *weights, *affine, residual, *options)
     for layer, (mean, variance) in zip(norms, statistics, strict=True):
-        if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
-            _update(layer, mean[0], variance[0], y.shape[0] * y.shape[2] * y.shape[3])
+        _update(layer, mean[0], variance[0], y)
+    return y
+
+
+def activated(x: Tensor, norm: nn.BatchNorm2d, activation: str) -> Tensor:
+    """activation(norm(x)); in channels_last one op, if the norm computes statistics."""
+    if not (pays(x) and has_own_statistics(norm) and norm.affine):
+        return _ACTIVATIONS[activation]()(norm(x))
+    y, statistics = ops.batch_norm_activation(x, norm.weight, norm.bias, activation, norm.eps)
+    _update(norm, *statistics, y)
     return y
 
 
 @torch.no_grad()
-def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update(norm: nn.Module, mean: Tensor, variance: Tensor, y: Tensor) -> None:
+    """What a norm in training mode does to its buffers, after the output `y`; nothing if it has none."""
+    if not isinstance(norm, nn.BatchNorm2d) or not norm.track_running_stats:
+        return
+    count = y.shape[0] * y.shape[2] * y.shape[3]
     norm.num_batches_tracked.add_(1)
     share = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
     for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (count / (count - 1)))):

@@ -4,6 +4,7 @@ Each file holds the forward and, where the op is differentiable, a hand-written 
 default kernels of the registered ops, so they also serve every device and build for which no faster kernel exists.
 """
 
+from evkernels.reference.batch_norm_activation import batch_norm_activation, batch_norm_activation_backward
 from evkernels.reference.contrastive_loss import (
     contrastive_loss,
     contrastive_loss_backward,
@@ -68,6 +69,8 @@ from evkernels.reference.voxel_grid import (
 from evkernels.reference.window_attention import to_map, to_tokens, window_attention, window_attention_backward
 
 __all__ = [
+    "batch_norm_activation",
+    "batch_norm_activation_backward",
     "contrastive_loss",
     "contrastive_loss_backward",
     "contrastive_loss_kernel",

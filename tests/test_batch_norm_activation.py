@@ -1,0 +1,104 @@
+"""batch_norm_activation: the contract of every op, and what is special to this one."""
+
+from functools import partial
+
+import pytest
+import torch
+from contract import DifferentiableOpContract, gradients
+from test_separable_conv2d import ACTIVATIONS
+from test_separable_norm_conv2d import library_norm, written_out_norm
+
+from evkernels import ops
+from evkernels.testing import tensor
+
+
+def eager(x, weight, bias, activation, eps, norm=library_norm):
+    return ACTIVATIONS[activation](norm(x, 0, weight, bias, eps))
+
+
+def sample(*size, activation="gelu", eps=1e-3, dtype=torch.float32, layout="contiguous"):
+    channels = size[1]
+    x = tensor(*size, dtype=dtype, layout=layout, seed=1)
+    return x, 1 + tensor(channels, dtype=dtype, seed=2) / 4, tensor(channels, dtype=dtype, seed=3) / 4, activation, eps
+
+
+class TestBatchNormActivation(DifferentiableOpContract):
+    # PyTorch traces again when a float, as eps, turns out to be a constant.
+    most_frames = 6
+
+    def op(self, *arguments):
+        return ops.batch_norm_activation(*arguments)[0]
+
+    def eager(self, *arguments):
+        return eager(*arguments)
+
+    def other_eagers(self):
+        return [partial(eager, norm=written_out_norm)]
+
+    def samples(self, dtype, layout, large):
+        options = {"dtype": dtype, "layout": layout}
+        # In float64 the exact result is eager's own: its long sums round as much as ours.
+        large = large and dtype != torch.float64
+        return [
+            # Sixteen, four and two pixels side by side in a vector, and one.
+            sample(2, 1, 4, 6, activation="none", **options),
+            sample(2, 3, 2, 4, activation="silu", **options),
+            sample(2, 8, 3, 5, **options),
+            sample(3, 17, 3, 3, activation="relu", **options),
+            # Several tasks, the last one not whole.
+            *[sample(2, 8, 37, 130, **options), sample(1, 33, 40, 50, activation="sigmoid", **options)] * large,
+        ]
+
+    def tiny(self):
+        return sample(2, 2, 2, 3, dtype=torch.float64)
+
+    def test_empty(self, backend):
+        _, *rest = sample(1, 3, 4, 5)
+        with pytest.raises(ValueError, match="x must be .* not empty"):
+            ops.batch_norm_activation(torch.zeros(0, 3, 4, 5), *rest)
+
+    def test_gradients(self, backend, dtype, layout):
+        if dtype != torch.float64:
+            return super().test_gradients(backend, dtype, layout)
+        # The gradient of a norm is a difference of sums, whose rounding the exact result shares in float64.
+        for arguments in self.samples_for(backend, dtype, layout):
+            on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
+            for actual, expected in zip(gradients(self.op, on_device), gradients(eager, arguments), strict=True):
+                torch.testing.assert_close(actual.cpu(), expected, rtol=1e-12, atol=1e-13)
+        return None
+
+    @pytest.mark.parametrize("offset", [0, 1000])
+    def test_statistics(self, backend, offset):
+        """Also where sums of squares relative to zero would lose the variance."""
+        x, *rest = sample(2, 4, 20, 90, layout="channels_last")
+        x = x + offset
+        statistics = ops.batch_norm_activation(x.to(backend.device), *(v.to(backend.device) for v in rest[:2]))[1]
+        variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+        torch.testing.assert_close(statistics[0].cpu().double(), mean, rtol=2e-7, atol=1e-7)
+        torch.testing.assert_close(statistics[1].cpu().double(), variance, rtol=2e-6, atol=0)
+        assert not statistics.requires_grad
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_is_not_finite_stays_in_its_channel(self, backend, value):
+        x, *rest = sample(2, 4, 5, 6, layout="channels_last")
+        x[1, 2, 3, 4] = value
+        isnan = self.op(x.to(backend.device), *(v.to(backend.device) for v in rest[:2]), *rest[2:]).isnan().cpu()
+        assert isnan[:, 2].all()
+        assert not isnan[:, [0, 1, 3]].any()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({0: torch.zeros(3, 4)}, r"x must be \[N, C, H, W\] and not empty, got \(3, 4\)"),
+            ({0: torch.zeros(1, 3, 1, 1)}, r"a norm must see more than one value of a channel, got \(1, 3, 1, 1\)"),
+            ({1: torch.zeros(4)}, r"weight must be \[C\] = \(3,\), got \(4,\)"),
+            ({2: torch.zeros(3, 1)}, r"bias must be \[C\] = \(3,\), got \(3, 1\)"),
+            ({3: "tanh"}, "activation must be one of .*'tanh'"),
+        ],
+    )
+    def test_rejects(self, change, message):
+        arguments = list(sample(2, 3, 4, 5))
+        for position, value in change.items():
+            arguments[position] = value
+        with pytest.raises(ValueError, match=message):
+            ops.batch_norm_activation(*arguments)
