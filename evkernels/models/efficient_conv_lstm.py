@@ -151,15 +151,18 @@ class EfficientConvLSTM(nn.Module):
         """The bottleneck's input and the skip maps [B, T, C, H, W], T first in memory and frames channels_last: so the
         recurrent ops read them in place.
         """
-        frames = []
-        for grid in grids:
-            x = self.normalization(grid).to(self.final_conv[0].weight.dtype)
-            x5, maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
-            frames.append((F.interpolate(x5, MAP, mode="bilinear", align_corners=False), *maps))
-        x5, *skips = (
-            torch.cat(maps).unflatten(0, (len(grids), -1)).transpose(0, 1) for maps in zip(*frames, strict=True)
-        )
-        return x5, skips
+        dtype, device = self.final_conv[0].weight.dtype, grids[0].device.type
+        inputs = (self.normalization(grid).to(dtype).contiguous(memory_format=torch.channels_last) for grid in grids)
+        # Without gradients the encoder writes the sequence's maps where they belong.
+        in_place = not torch.is_grad_enabled() and not torch.is_autocast_enabled(device)
+        skips = self.encoder.empty_maps(grids[0].to(dtype), len(grids)) if in_place else []
+        x5, frames = [], []
+        for step, x in enumerate(inputs):
+            last, maps = self.encoder(x, [sequence[step] for sequence in skips])
+            x5.append(F.interpolate(last, MAP, mode="bilinear", align_corners=False))
+            frames.append(maps)
+        skips = skips or [_sequence(maps) for maps in zip(*frames, strict=True)]
+        return _sequence(x5).transpose(0, 1), [maps.transpose(0, 1) for maps in skips]
 
     def reset_states(self, samples: Tensor | None = None) -> None:
         """Forgets the states: the next call starts from zeros, and may have another batch size.
@@ -216,6 +219,11 @@ class EfficientConvLSTM(nn.Module):
             return self.convlstm(x)
         hidden, self.dense_state = self.dense_lstm(x.flatten(2), self.dense_state)
         return self.fc_to_map(hidden).unflatten(2, (self.bottleneck_channels, *MAP))
+
+
+def _sequence(frames: Sequence[Tensor]) -> Tensor:
+    """[T, B, C, H, W], of which every frame keeps its layout."""
+    return torch.cat(frames).unflatten(0, (len(frames), -1))
 
 
 def _channels_last(encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -5,8 +5,10 @@ layer of this package together and to have something to learn without labels: th
 target. All arithmetic is in the layers; what is written here is how they are connected.
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import pairwise, zip_longest
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ class EventEncoder(nn.Module):
         channels: Channels after each of the five blocks.
 
     Forward: x [N, in_channels, H, W], any H and W, to (x5, [x1, x2, x3, x4]) with xk [N, channels[k-1], Hk, Wk],
-    H1 = H and every further size half of the one before, rounded up.
+    H1 = H and every further size half of the one before, rounded up. `into` is memory for the first of these maps, for
+    calls without gradients.
 
     State-dict keys are `conv{1..5}.{0,1,3,4}.*` and `channel_attention.{0..4}.fc.{0,2}.weight`; 69,852 parameters with
     5 input channels. In training mode batch statistics are used and updated as by torch.nn.BatchNorm2d.
@@ -51,15 +54,25 @@ class EventEncoder(nn.Module):
         """The five pairs (block, attention) in the order in which they run."""
         return [(getattr(self, f"conv{index + 1}"), self.channel_attention[index]) for index in range(len(_STRIDES))]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, into: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
         maps = []
-        for block, attention in self.stages():
+        for (block, attention), memory in zip_longest(self.stages(), into):
             x = block(x)
             scale = attention.scale(x)
             # Without gradients in memory that is there: nobody else has the block's result.
-            x = x * scale if x.requires_grad else x.mul_(scale)
+            x = x * scale if x.requires_grad else torch.mul(x, scale, out=x if memory is None else memory)
             maps.append(x)
         return maps[-1], maps[:-1]
+
+    def empty_maps(self, x: Tensor, steps: int) -> list[Tensor]:
+        """Memory for x1 to x4 of `steps` inputs like `x`, [steps, N, C, H, W] with every step channels_last."""
+        maps, size = [], x.shape[2:]
+        for channels, stride in zip(self.channels[:-1], _STRIDES, strict=False):
+            size = [-(-side // stride) for side in size]
+            shape = (steps * len(x), channels, *size)
+            memory = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            maps.append(memory.unflatten(0, (steps, len(x))))
+        return maps
 
 
 class EventDecoder(nn.Module):

@@ -112,7 +112,9 @@ class SelfAttentionCl(nn.Module):
         late = x.device.type == "cpu"
         qkv = F.linear(x, self.qkv.weight) if late else self.qkv(x)
         bias = self.qkv.bias if late else None
-        return _scaled(self.proj, scale, ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type))
+        return _scaled(
+            self.proj, scale, ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type)
+        )
 
 
 class MLP(nn.Module):
