@@ -69,18 +69,35 @@ def sample(
     )
 
 
-class TestSeparableNormConv2d(DifferentiableOpContract):
+class LiveNormContract(DifferentiableOpContract):
+    """`eager` takes the norm as its last argument by name."""
+
     # PyTorch traces again when a float, as eps, turns out to be a constant.
     most_frames = 6
 
+    def other_eagers(self):
+        return [partial(self.eager, norm=written_out_norm)]
+
+    def test_gradients(self, backend, dtype, layout):
+        if dtype != torch.float64:
+            return super().test_gradients(backend, dtype, layout)
+        # The gradient of a norm is a difference of sums, whose rounding the exact result shares in float64.
+        for arguments in self.samples_for(backend, dtype, layout):
+            actual, expected = (
+                gradients(function, on)
+                for function, on in ((self.op, to_device(arguments, backend.device)), (self.eager, arguments))
+            )
+            for a, b in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a.cpu(), b, rtol=1e-12, atol=1e-13)
+        return None
+
+
+class TestSeparableNormConv2d(LiveNormContract):
     def op(self, *arguments):
         return ops.separable_norm_conv2d(*arguments)[0]
 
-    def eager(self, *arguments):
-        return eager(*arguments)
-
-    def other_eagers(self):
-        return [partial(eager, norm=written_out_norm)]
+    def eager(self, *arguments, **options):
+        return eager(*arguments, **options)
 
     def samples(self, dtype, layout, large):
         options = {"dtype": dtype, "layout": layout}
@@ -135,16 +152,6 @@ class TestSeparableNormConv2d(DifferentiableOpContract):
         arguments[0] = arguments[0][:0]
         with pytest.raises(ValueError, match="x must not be empty"):
             ops.separable_norm_conv2d(*arguments)
-
-    def test_gradients(self, backend, dtype, layout):
-        if dtype != torch.float64:
-            return super().test_gradients(backend, dtype, layout)
-        # The gradient of a norm is a difference of sums, whose rounding the exact result shares in float64.
-        for arguments in self.samples_for(backend, dtype, layout):
-            on_device = [v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in arguments]
-            for actual, expected in zip(gradients(self.op, on_device), gradients(eager, arguments), strict=True):
-                torch.testing.assert_close(actual.cpu(), expected, rtol=1e-12, atol=1e-13)
-        return None
 
     @pytest.mark.parametrize("offset", [0, 1000])
     def test_statistics(self, backend, offset):

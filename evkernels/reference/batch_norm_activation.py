@@ -1,6 +1,5 @@
 """Definition of batch norm and activation: forward and hand-written backward in plain PyTorch."""
 
-import torch
 from torch import Tensor
 
 from evkernels.reference.depthwise_conv2d import ACTIVATIONS, activation_gradient

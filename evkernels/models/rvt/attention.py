@@ -112,9 +112,8 @@ class SelfAttentionCl(nn.Module):
         late = x.device.type == "cpu"
         qkv = F.linear(x, self.qkv.weight) if late else self.qkv(x)
         bias = self.qkv.bias if late else None
-        return _scaled(
-            self.proj, scale, ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type)
-        )
+        attended = ops.window_attention(qkv, bias, self.num_heads, partition_size, partition_type)
+        return _scaled(self.proj, scale, attended)
 
 
 class MLP(nn.Module):
@@ -175,5 +174,5 @@ def _scaled(linear: nn.Linear, scale: nn.Module | None, x: Tensor) -> Tensor:
 
 
 def _added(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch; in the branch, which nobody else has, unless gradients need it."""
+    """Is x + branch; in the branch, which nobody else has, unless gradients need it."""
     return x + branch if branch.requires_grad or branch.dtype != x.dtype else branch.add_(x)
