@@ -3,7 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import DifferentiableOpContract, gradients, requiring_grad, weighted_sum
+from contract import (
+    DifferentiableOpContract,
+    gradients,
+    peak_memory,
+    registered_calls,
+    requiring_grad,
+    significant_strides,
+    weighted_sum,
+)
 
 from evkernels import ops
 from evkernels.testing import assert_matches, tensor
@@ -64,6 +72,8 @@ class TestSeparableConv2d(DifferentiableOpContract):
             sample(2, 17, 5, 3, 6, stride=2, activations=("gelu", "silu"), **options),
             sample(2, 3, 33, 5, 7, k=5, stride=2, biases=(False, True), activations=("none", "relu"), **options),
             sample(1, 4, 6, 3, 5, activations=("gelu_tanh", "sigmoid"), **options),
+            # So many channels that training keeps the pointwise result.
+            sample(1, 66, 7, 2, 3, activations=("relu", "silu"), **options),
             *[sample(1, 33, 5, 6, 5, k=7, padding=4, biases=(True, False), activations=("silu", "none"), **options)]
             * large,
             *[sample(1, 20, 70, 11, 27, k=5, activations=("gelu", "none"), **options)] * large,
@@ -143,6 +153,51 @@ class TestSeparableConv2d(DifferentiableOpContract):
         given = [v.to(backend.device) for v in (x, one, one)]
         y = ops.separable_conv2d(*given, activation=activation).cpu()
         torch.testing.assert_close(y.double(), ACTIVATIONS[activation](x.double()), rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("half", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    def test_training_keeps_the_pointwise_result(self, backend, half, memory):
+        """In all dtypes that the registered operator takes, though float16 and bfloat16 do not come to it."""
+        *tensors, stride, padding, activation, output_activation = sample(
+            2, 65, 6, 3, 4, padding=1, activations=("gelu", "silu"), dtype=half, layout=memory
+        )
+        options = (stride, padding, activation, output_activation)
+        given = [v.to(backend.device) for v in tensors]
+        names = {overload._opname for overload, _ in registered_calls(self.op, (*requiring_grad(given), *options))}
+        expected = half == torch.float32 and backend.device == "cpu"
+        assert names == {"separable_conv2d_training" if expected else "separable_conv2d", "separable_conv2d_backward"}
+
+        def expected_of(values, grad):
+            values = requiring_grad(values)
+            pre = eager(*values, stride, padding, activation, "none")
+            y = F.silu(pre)
+            return pre, y, *torch.autograd.grad(y, values, grad)
+
+        y, pre = torch.ops.evkernels.separable_conv2d_training(*given, *options)
+        grad = tensor(*y.shape, dtype=half, seed=7)
+        gradient = torch.ops.evkernels.separable_conv2d_backward(
+            grad.to(backend.device), *given, *options, [True] * 5, pre
+        )
+        assert significant_strides(pre) == significant_strides(y)
+        exact = expected_of([v.double() for v in tensors], grad.double())
+        others = [expected_of([v.contiguous() for v in tensors], grad)]
+        assert_matches((pre, y, *gradient), exact, expected_of(tensors, grad), others=others)
+
+    def test_opcheck_of_training(self):
+        arguments = sample(1, 64, 3, 2, 2, padding=1, activations=("silu", "gelu"), dtype=torch.float64)
+        for overload, given in registered_calls(self.op, requiring_grad(arguments)):
+            assert overload._opname in ("separable_conv2d_training", "separable_conv2d_backward")
+            torch.library.opcheck(overload, given)
+
+    def test_training_keeps_half_of_what_plain_pytorch_keeps(self):
+        arguments = requiring_grad(sample(1, 64, 64, 16, 24, activations=("silu", "silu"), layout="channels_last"))
+        results = []
+
+        def held(function):
+            # The output is the caller's.
+            return peak_memory(lambda: results.append(function(*arguments))) - results[-1].nbytes
+
+        assert held(self.op) <= 0.6 * held(self.eager)
 
     def test_same_bits_for_any_number_of_threads(self):
         threads = torch.get_num_threads()

@@ -3,7 +3,7 @@
 It goes through the channels in blocks: the depthwise result of a block is computed in registers, activated, and
 multiplied into the tile by the matrix units, so that it never reaches memory. 16-bit data enter the product in their
 own dtype, as in PyTorch; float64 has no such product and is summed plainly. The gradient is composed of other ops, see
-evkernels/ops/separable_conv2d_backward.py.
+evkernels/ops/separable_conv2d_composed.py.
 """
 
 import torch

@@ -1,10 +1,10 @@
 // The pointwise half of the gradient of separable_conv2d, see loops.inl: from the output's gradient to the gradients of
 // the depthwise result before its activation, of the pointwise weight and of its bias.
 //
-// A tile recomputes its depthwise result and, where an activation follows, its output; three products follow while all
-// of it is in the cache. Their own loops beat a library's here, twice on large tiles, and add up in an order that does
-// not depend on threads: the tiles are dealt to groups by the shape alone, each group adds up its tiles, and the host
-// adds up the groups.
+// A tile recomputes its depthwise result and, where an activation follows and the forward has not kept it, its output;
+// two products follow while all of it is in the cache. Their own loops beat a library's here, twice on large tiles, and
+// add up in an order that does not depend on threads: the tiles are dealt to groups by the shape alone, each group adds
+// up its tiles, and the host adds up the groups.
 
 // Tiles of one group: enough that adding up the groups costs little, few enough that sums in float stay accurate.
 EVKERNELS_INLINE int64_t tiles_per_group(int64_t tiles) { return smaller(larger(4, (tiles + 15) / 16), 32); }
@@ -20,10 +20,10 @@ static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_la
 }
 
 // to = gradient at `pre` of an activation whose output's gradient is `from`; [rows, columns], each at its own stride.
-template <Activation kind, class V, class R, class From, class To>
-static void gradient_rows(const R* __restrict__ pre, int64_t pre_stride, const From* __restrict__ from,
+template <Activation kind, class V, class Pre, class From, class To>
+static void gradient_rows(const Pre* __restrict__ pre, int64_t pre_stride, const From* __restrict__ from,
                           int64_t from_stride, To* __restrict__ to, int64_t to_stride, int64_t rows, int64_t columns) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  constexpr int64_t lanes = Arithmetic<Pre>::kLanes;
   for (int64_t m = 0; m < rows; ++m, pre += pre_stride, from += from_stride, to += to_stride) {
     int64_t k = 0;
     for (; k + lanes <= columns; k += lanes) {
@@ -47,10 +47,10 @@ EVKERNELS_INLINE void gradient_of(Activation kind, Rest... rest) {
 template <class R>
 struct TileBuffers {
   R *pre, *a, *d_a;  // of the depthwise result: before and after its activation, and the gradient after
-  R *y, *d_y;        // of the output before its activation, and the gradient there
+  R *y, *d_y;        // of the output before its activation, and the gradient there, `outer_pitch` between pixels
   R* turned;         // NCHW: a as pixels by channels
   R* unpacked;       // NCHW: a patch
-  int64_t size;
+  int64_t outer_pitch, size;
 };
 
 template <class T>
@@ -58,8 +58,9 @@ static TileBuffers<Compute<T>> tile_buffers(Compute<T>* memory, const SeparableS
   const int64_t pixels = channels_last ? kPixelsBackward : kPitch;
   // A vector behind each buffer, where blocks reach over the end.
   const int64_t inner = pixels * larger(packed_at<T>(nullptr, s).pitch, round_up(s.channels, kStep)) + 16;
-  const int64_t outer = pixels * round_up(round_up(s.outputs, 16), kStep) + 16;
   TileBuffers<Compute<T>> b;
+  b.outer_pitch = pitch_of(round_up(s.outputs, Arithmetic<T>::kLanes));
+  const int64_t outer = pixels * larger(b.outer_pitch, round_up(s.outputs, kStep)) + 16;
   b.pre = memory;
   b.a = b.pre + inner;
   b.d_a = b.a + inner;
@@ -96,12 +97,13 @@ EVKERNELS_INLINE Compute<T> sum_of(const Compute<T>* __restrict__ values, int64_
   return total;
 }
 
-// Groups [begin, end). `panels` is for channels_last only; `sums` holds separable_conv2d_sums_size elements per group.
+// Groups [begin, end). `pre` is the output before its activation, or null; `panels` is for channels_last only; `sums`
+// holds separable_conv2d_sums_size elements per group.
 template <class T>
 static void separable_conv2d_backward_groups(const T* __restrict__ d_output, const T* __restrict__ x,
-                                             Compute<T>* packed, const Compute<T>* panels, T* __restrict__ d_pre,
-                                             Compute<T>* sums, Compute<T>* memory, const SeparableShape& s,
-                                             bool channels_last, int64_t begin, int64_t end) {
+                                             const T* __restrict__ pre, Compute<T>* packed, const Compute<T>* panels,
+                                             T* __restrict__ d_pre, Compute<T>* sums, Compute<T>* memory,
+                                             const SeparableShape& s, bool channels_last, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
@@ -109,9 +111,9 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
   const TileBuffers<R> b = tile_buffers<T>(memory, s, channels_last);
   const Tiling t = tiling_of(s);
   const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
-  const int64_t outputs = round_up(O, kLanes), sums_size = separable_conv2d_sums_size<T>(s);
+  const int64_t pitch = b.outer_pitch, sums_size = separable_conv2d_sums_size<T>(s);
   const int64_t tiles = separable_conv2d_backward_tiles(s, channels_last), per_group = tiles_per_group(tiles);
-  const bool recompute = s.output_activation != Activation::kNone;
+  const bool recompute = s.output_activation != Activation::kNone && !pre;
   for (int64_t group = begin; group < end; ++group) {
     R* const d_weight = sums + group * sums_size;
     R* const d_bias = d_weight + p.outputs * p.channels;
@@ -120,62 +122,78 @@ static void separable_conv2d_backward_groups(const T* __restrict__ d_output, con
       if (channels_last) {
         const int64_t first = tile * kPixelsBackward, count = smaller(kPixelsBackward, s.batch * pixels - first);
         depthwise_last(x, p, b.pre, s, first, count);
-        __builtin_memcpy(b.a, b.pre, count * p.pitch * sizeof(R));
-        activate_buffer<V>(s.activation, b.a, count * p.pitch);
+        activate_rows_of<V>(s.activation, (const R*)b.pre, p.pitch, b.a, p.pitch, count, p.channels);
         if (recompute) {
-          Ahead ahead =
-              input_ahead(x, s, first + kPixelsBackward, kPixelsBackward, product_steps<V, R>(kPixelsBackward, O, C));
           multiply<Start::kColumnBias, V, R>(b.a, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
-                                             outputs, &ahead);
+                                             pitch);
         }
-        gradient_of<V>(s.output_activation, b.y, outputs, d_output + first * O, O, b.d_y, outputs, count, O);
-        multiply<Start::kColumnBias, V, R>(b.d_y, outputs, 1, count, panels, 0, nullptr, C, O, b.d_a, p.pitch);
-        multiply<Start::kResult, V, R>(b.d_y, 1, outputs, O, b.a, p.pitch, nullptr, C, count, d_weight, p.channels);
+        const T* const d_tile = d_output + first * O;
+        if (pre) {
+          gradient_of<V>(s.output_activation, pre + first * O, O, d_tile, O, b.d_y, pitch, count, O);
+        } else {
+          gradient_of<V>(s.output_activation, (const R*)b.y, pitch, d_tile, O, b.d_y, pitch, count, O);
+        }
+        Ahead ahead =
+            input_ahead(x, s, first + kPixelsBackward, kPixelsBackward, product_steps<V, R>(kPixelsBackward, C, O));
+        multiply<Start::kColumnBias, V, R>(b.d_y, pitch, 1, count, panels, 0, nullptr, C, O, b.d_a, p.pitch, &ahead);
+        multiply<Start::kResult, V, R>(b.d_y, 1, pitch, O, b.a, p.pitch, nullptr, C, count, d_weight, p.channels);
         for (int64_t o = 0; o < O; o += kLanes) {
           V sum = {};
-          for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * outputs + o);
+          for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * pitch + o);
           store(d_bias + o, load(d_bias + o) + sum);
         }
-        gradient_of<V>(s.activation, b.pre, p.pitch, b.d_a, p.pitch, d_pre + first * C, C, count, C);
+        gradient_of<V>(s.activation, (const R*)b.pre, p.pitch, b.d_a, p.pitch, d_pre + first * C, C, count, C);
       } else {
         const auto [sample, first, count] = depthwise_first(x, p, b.pre, b.unpacked, s, t, tile);
-        __builtin_memcpy(b.a, b.pre, C * kPitch * sizeof(R));
-        activate_buffer<V>(s.activation, b.a, C * kPitch);
+        activate_rows_of<V>(s.activation, (const R*)b.pre, kPitch, b.a, kPitch, C, kPitch);
         for (int64_t c = 0; c < C; ++c) {
           for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPitch + k];
         }
         if (recompute) {
           multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y, kPitch);
         }
-        gradient_of<V>(s.output_activation, b.y, kPitch, d_output + sample * O * pixels + first, pixels, b.d_y, kPitch,
-                       O, count);
+        const int64_t at = sample * O * pixels + first;
+        if (pre) {
+          gradient_of<V>(s.output_activation, pre + at, pixels, d_output + at, pixels, b.d_y, kPitch, O, count);
+        } else {
+          gradient_of<V>(s.output_activation, (const R*)b.y, kPitch, d_output + at, pixels, b.d_y, kPitch, O, count);
+        }
         multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a, kPitch);
         multiply<Start::kResult, V, R>(b.d_y, kPitch, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
                                        p.channels);
         for (int64_t o = 0; o < O; ++o) {
           d_bias[o] += sum_of<T>(b.d_y + o * kPitch, count);
         }
-        gradient_of<V>(s.activation, b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first, pixels, C,
-                       count);
+        gradient_of<V>(s.activation, (const R*)b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first,
+                       pixels, C, count);
       }
     }
   }
 }
 
-// Adds up the groups' sums in their order. d_weight [O, C] or d_bias [O] may be null.
+// to = the sums of `groups` rows of `count` elements that lie `size` apart, in their order.
+template <class T>
+EVKERNELS_INLINE void add_groups(const Compute<T>* __restrict__ sums, int64_t size, int64_t groups, int64_t count,
+                                 T* __restrict__ to) {
+  constexpr int64_t kBlock = 64;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    double total[kBlock] = {};
+    const int64_t block = smaller(kBlock, count - first);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t k = 0; k < block; ++k) total[k] += sums[g * size + first + k];
+    }
+    for (int64_t k = 0; k < block; ++k) to[first + k] = from_float<T>((Compute<T>)total[k]);
+  }
+}
+
+// Adds up the groups' sums. d_weight [O, C] or d_bias [O] may be null.
 template <class T>
 static void separable_conv2d_reduce(const Compute<T>* __restrict__ sums, int64_t groups, T* __restrict__ d_weight,
                                     T* __restrict__ d_bias, const SeparableShape& s) {
   const auto p = packed_at<T>(nullptr, s);
   const int64_t size = separable_conv2d_sums_size<T>(s);
-  for (int64_t o = 0; o < s.outputs; ++o) {
-    for (int64_t c = 0; d_weight && c < s.channels; ++c) {
-      double total = 0;
-      for (int64_t g = 0; g < groups; ++g) total += sums[g * size + o * p.channels + c];
-      d_weight[o * s.channels + c] = from_float<T>((Compute<T>)total);
-    }
-    double total = 0;
-    for (int64_t g = 0; g < groups; ++g) total += sums[g * size + p.outputs * p.channels + o];
-    if (d_bias) d_bias[o] = from_float<T>((Compute<T>)total);
+  for (int64_t o = 0; d_weight && o < s.outputs; ++o) {
+    add_groups(sums + o * p.channels, size, groups, s.channels, d_weight + o * s.channels);
   }
+  if (d_bias) add_groups(sums + p.outputs * p.channels, size, groups, s.outputs, d_bias);
 }

@@ -127,10 +127,12 @@ static PixelRange depthwise_first(const T* __restrict__ x, const Packed<R>& p, R
   return {sample, line * s.out_width + column, lines * columns};
 }
 
-// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds a tile, one panel of the output and a patch.
+// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds a tile, one panel of the output and a patch. The
+// result before its activation is kept in `pre`, which may be null.
 template <class T>
 static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
-                                            Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
+                                            T* __restrict__ pre, Compute<T>* buffer, const SeparableShape& s,
+                                            int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
@@ -146,8 +148,9 @@ static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>*
       const int64_t columns = smaller(kPanel, count - k);
       multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, buffer + k, kPitch, p.pointwise_bias, columns, C, panel,
                                       kPanel);
-      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + sample * O * pixels + first + k, pixels, O,
-                          columns);
+      const int64_t at = sample * O * pixels + first + k;
+      if (pre) activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + at, pixels, O, columns);
+      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + at, pixels, O, columns);
     }
   }
 }

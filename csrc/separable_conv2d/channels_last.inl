@@ -129,10 +129,12 @@ static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int
   return ahead;
 }
 
-// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds them and one panel of the output.
+// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds them and one panel of the output. The result before
+// its activation is kept in `pre`, which may be null.
 template <class T>
 static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
-                                           Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
+                                           T* __restrict__ pre, Compute<T>* buffer, const SeparableShape& s,
+                                           int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
@@ -149,7 +151,9 @@ static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* 
       const int64_t columns = smaller(kPanel, O - o);
       multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
                                          columns, C, panel, kPanel, &ahead);
-      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + first * O + o, O, count, columns);
+      const int64_t at = first * O + o;
+      if (pre) activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + at, O, count, columns);
+      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + at, O, count, columns);
     }
   }
 }

@@ -42,19 +42,17 @@ void separable_conv2d_on_tiles(const Tensor& x, const Tensor& depthwise_weight, 
 }
 #endif
 
-Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight,
-                        std::optional<Tensor> depthwise_bias, std::optional<Tensor> pointwise_bias, int64_t stride,
-                        int64_t padding, std::string activation, std::string output_activation) {
-  const SeparableCall call = prepare_separable_conv2d(x, depthwise_weight, pointwise_weight, depthwise_bias,
-                                                      pointwise_bias, stride, padding, activation, output_activation);
+// Fills y, and `pre` with what it is before its activation, if that is given.
+void separable_conv2d_forward(const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
+                              const std::optional<Tensor>& depthwise_bias, const std::optional<Tensor>& pointwise_bias,
+                              Tensor& y, Tensor* pre, const SeparableCall& call) {
   const SeparableShape& s = call.shape;
   const bool channels_last = call.layout == MemoryFormat::ChannelsLast;
-  Tensor y = empty_separable_output(x, call);
-  if (s.batch == 0) return y;
+  if (s.batch == 0) return;
 #if defined(__x86_64__)
-  if (current_isa() == Isa::kAmx && channels_last && x.scalar_type() == ScalarType::BFloat16) {
+  if (current_isa() == Isa::kAmx && channels_last && x.scalar_type() == ScalarType::BFloat16 && !pre) {
     separable_conv2d_on_tiles(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, y, s);
-    return y;
+    return;
   }
 #endif
   dispatch_floating("separable_conv2d", x.scalar_type(), [&](auto type) {
@@ -66,31 +64,57 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
     const int64_t tiles = EVKERNELS_CALL(separable_conv2d_tiles, s, channels_last);
     const int64_t work = s.batch * s.out_height * s.out_width * s.channels * (s.outputs + s.size * s.size);
     const int64_t grain = kGrain / (work / tiles + 1) + 1;
+    T* const kept = pre ? mutable_data<T>(*pre) : nullptr;
     torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
       const auto buffer = zeroed_workspace<R>(EVKERNELS_CALL(separable_conv2d_buffer_size<T>, s, channels_last));
       if (channels_last) {
-        EVKERNELS_CALL(separable_conv2d_channels_last, data<T>(x), packed.get(), mutable_data<T>(y), buffer.get(), s,
-                       begin, end);
+        EVKERNELS_CALL(separable_conv2d_channels_last, data<T>(x), packed.get(), mutable_data<T>(y), kept, buffer.get(),
+                       s, begin, end);
       } else {
-        EVKERNELS_CALL(separable_conv2d_channels_first, data<T>(x), packed.get(), mutable_data<T>(y), buffer.get(), s,
-                       begin, end);
+        EVKERNELS_CALL(separable_conv2d_channels_first, data<T>(x), packed.get(), mutable_data<T>(y), kept,
+                       buffer.get(), s, begin, end);
       }
     });
   });
+}
+
+Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight,
+                        std::optional<Tensor> depthwise_bias, std::optional<Tensor> pointwise_bias, int64_t stride,
+                        int64_t padding, std::string activation, std::string output_activation) {
+  const SeparableCall call = prepare_separable_conv2d(x, depthwise_weight, pointwise_weight, depthwise_bias,
+                                                      pointwise_bias, stride, padding, activation, output_activation);
+  Tensor y = empty_separable_output(x, call);
+  separable_conv2d_forward(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, y, nullptr, call);
   return y;
+}
+
+std::tuple<Tensor, Tensor> separable_conv2d_training(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight,
+                                                     std::optional<Tensor> depthwise_bias,
+                                                     std::optional<Tensor> pointwise_bias, int64_t stride,
+                                                     int64_t padding, std::string activation,
+                                                     std::string output_activation) {
+  const SeparableCall call = prepare_separable_conv2d(x, depthwise_weight, pointwise_weight, depthwise_bias,
+                                                      pointwise_bias, stride, padding, activation, output_activation);
+  Tensor y = empty_separable_output(x, call), pre = empty_separable_output(x, call);
+  separable_conv2d_forward(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, y, &pre, call);
+  return {y, pre};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
     Tensor grad_output, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight,
     std::optional<Tensor> depthwise_bias, std::optional<Tensor> pointwise_bias, int64_t stride, int64_t padding,
-    std::string activation, std::string output_activation, std::vector<bool> output_mask) {
+    std::string activation, std::string output_activation, std::vector<bool> output_mask, std::optional<Tensor> pre) {
   const SeparableCall call = prepare_separable_conv2d(x, depthwise_weight, pointwise_weight, depthwise_bias,
                                                       pointwise_bias, stride, padding, activation, output_activation);
   const SeparableShape& s = call.shape;
   const bool channels_last = call.layout == MemoryFormat::ChannelsLast;
-  check_separable_gradient(grad_output, x, s);
+  check_separable_output("grad_output", grad_output, x, s);
   STD_TORCH_CHECK(output_mask.size() == 5, "output_mask must have 5 entries");
   grad_output = in_layout(grad_output, call.layout);
+  if (pre.has_value()) {
+    check_separable_output("pre", *pre, x, s);
+    pre = in_layout(*pre, call.layout);
+  }
   const auto result = [&](bool needed, std::vector<int64_t> sizes, MemoryFormat layout) {
     if (!needed) sizes = {0};
     return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
@@ -113,8 +137,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
     torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
       const auto buffer =
           zeroed_workspace<R>(EVKERNELS_CALL(separable_conv2d_backward_buffer_size<T>, s, channels_last));
-      EVKERNELS_CALL(separable_conv2d_backward_groups, data<T>(grad_output), data<T>(x), packed.get(), panels.get(),
-                     mutable_data<T>(d_pre), sums.get(), buffer.get(), s, channels_last, begin, end);
+      EVKERNELS_CALL(separable_conv2d_backward_groups, data<T>(grad_output), data<T>(x), data<T>(pre), packed.get(),
+                     panels.get(), mutable_data<T>(d_pre), sums.get(), buffer.get(), s, channels_last, begin, end);
     });
     EVKERNELS_CALL(separable_conv2d_reduce, sums.get(), groups, output_mask[2] ? mutable_data<T>(d_pointwise) : nullptr,
                    output_mask[4] ? mutable_data<T>(d_pointwise_bias) : nullptr, s);
@@ -130,5 +154,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("separable_conv2d", TORCH_BOX(&evkernels::separable_conv2d));
+  m.impl("separable_conv2d_training", TORCH_BOX(&evkernels::separable_conv2d_training));
   m.impl("separable_conv2d_backward", TORCH_BOX(&evkernels::separable_conv2d_backward));
 }

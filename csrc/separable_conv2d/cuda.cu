@@ -1,5 +1,5 @@
 // Depthwise-separable convolution on CUDA tensors: tensors to pointers, stream, registration. The kernel is in
-// kernels.cuh; the gradient is composed of other ops in evkernels/ops/separable_conv2d_backward.py.
+// kernels.cuh; the gradient is composed of other ops in evkernels/ops/separable_conv2d_composed.py.
 
 #include "common/cuda_host.h"
 #include "separable_conv2d/host.h"

@@ -76,11 +76,10 @@ inline Tensor empty_separable_output(const Tensor& x, const SeparableCall& call)
                               x.device(), std::nullopt, call.layout);
 }
 
-inline void check_separable_gradient(const Tensor& grad_output, const Tensor& x, const SeparableShape& s) {
-  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == s.batch && grad_output.size(1) == s.outputs &&
-                      grad_output.size(2) == s.out_height && grad_output.size(3) == s.out_width &&
-                      grad_output.scalar_type() == x.scalar_type(),
-                  "grad_output must have the shape of the output and the dtype of x");
+inline void check_separable_output(const char* name, const Tensor& y, const Tensor& x, const SeparableShape& s) {
+  STD_TORCH_CHECK(y.dim() == 4 && y.size(0) == s.batch && y.size(1) == s.outputs && y.size(2) == s.out_height &&
+                      y.size(3) == s.out_width && y.scalar_type() == x.scalar_type(),
+                  name, " must have the shape of the output and the dtype of x");
 }
 
 }  // namespace evkernels

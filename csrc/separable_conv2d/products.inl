@@ -29,8 +29,11 @@ struct Packed {
   R* pointwise;  // channels_last: panels [C, kVectors * lanes], the last one narrower; NCHW: [outputs rounded up, C]
   R* pointwise_bias;  // [outputs rounded up]
   int64_t channels, outputs, size;
-  int64_t pitch;  // between the pixels of a channels_last tile: channels, if that is no power of two times 256
+  int64_t pitch;  // between the pixels of a channels_last tile
 };
+
+// Elements between the rows of a tile: rows a power of two apart would crowd into few sets of the first-level cache.
+EVKERNELS_INLINE int64_t pitch_of(int64_t columns) { return columns % 128 ? columns : columns + 16; }
 
 template <class T>
 static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s) {
@@ -44,7 +47,7 @@ static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s)
   p.channels = channels;
   p.outputs = outputs;
   p.size = p.pointwise_bias + outputs - memory;
-  p.pitch = channels % 256 ? channels : channels + 16;
+  p.pitch = pitch_of(channels);
   return p;
 }
 

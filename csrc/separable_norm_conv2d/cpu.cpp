@@ -177,8 +177,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                   output_groups, eps, output_eps);
   const SeparableShape& s = call.shape;
   STD_TORCH_CHECK(s.batch > 0, "the batch must not be empty");
-  check_separable_gradient(grad_output, call.x, s);
-  check_separable_gradient(pre, call.x, s);
+  check_separable_output("grad_output", grad_output, call.x, s);
+  check_separable_output("pre", pre, call.x, s);
   grad_output = in_layout(grad_output, MemoryFormat::ChannelsLast);
   pre = in_layout(pre, MemoryFormat::ChannelsLast);
   const ScalarType dtype = x.scalar_type();

@@ -6,7 +6,7 @@ from torch import Tensor
 from evkernels import reference
 from evkernels.ops import checks, registration
 from evkernels.ops.depthwise_conv2d import check_activation, check_beside, check_depthwise, check_padding, output_shape
-from evkernels.ops.separable_conv2d_backward import composed_backward
+from evkernels.ops.separable_conv2d_composed import composed_backward, composed_training
 
 
 def separable_conv2d(
@@ -53,7 +53,8 @@ def separable_conv2d(
     Computed in float32 (float64 for float64) and rounded once on output. Contiguous and channels_last inputs are read
     in place, other strides are copied first. Under autocast all tensors are cast to the autocast dtype. Deterministic;
     on the CPU the output and the gradients have the same bits for any number of threads. Differentiable to any order;
-    the gradient keeps the arguments alone and recomputes the depthwise result. Double backward, forward mode and
+    the gradient recomputes the depthwise result and keeps the arguments and, on the CPU in float32 from 64 channels on,
+    the pointwise result before `output_activation`, which costs more to recompute. Double backward, forward mode and
     torch.func run on the reference. Source: Howard et al. 2017 (arXiv:1704.04861), section 3.1.
     """
     check_depthwise("depthwise_", x, depthwise_weight, depthwise_bias, stride, activation)
@@ -75,7 +76,26 @@ def separable_conv2d(
     arguments = (x, *(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias), stride, padding)
     if registration.needs_reference():
         return reference.separable_conv2d(*arguments, activation, output_activation)
+    if output_activation != "none" and _keeps_result(arguments[:5]):
+        return _training(*arguments, activation, output_activation)[0]
     return registration.call(_forward, *arguments, activation, output_activation)
+
+
+# From as many channels on a product takes longer than writing its result and reading it again.
+_CHANNELS_WORTH_KEEPING = 64
+
+
+def _keeps_result(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the gradient will want the pointwise result before its activation."""
+    x = tensors[0]
+    return (
+        torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.shape[1] >= _CHANNELS_WORTH_KEEPING
+        and not torch.is_autocast_enabled("cpu")
+        and any(value is not None and value.requires_grad for value in tensors)
+    )
 
 
 def _fake(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, *activations):
@@ -84,9 +104,13 @@ def _fake(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias,
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=registration.common_layout(x))
 
 
+def _fake_training(*arguments):
+    return _fake(*arguments), _fake(*arguments)
+
+
 def _fake_backward(
     grad_output, x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, activation,
-    output_activation, output_mask,
+    output_activation, output_mask, pre=None,
 ):  # fmt: skip
     like = (
         torch.empty_like(x, memory_format=registration.common_layout(x)),
@@ -103,15 +127,24 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _gradient(ctx, grad_output):
+def _setup_training_context(ctx, inputs, output):
+    _, pre = output
+    _setup_context(ctx, (*inputs[:5], pre, *inputs[5:]), output)
+    ctx.mark_non_differentiable(pre)
+
+
+def _gradient(ctx, grad_output, *_):
     if grad_output is None:
         return (None,) * 9
     wanted = list(ctx.needs_input_grad[:5])
-    # With create_graph the gradient must itself be differentiable: the reference is made of PyTorch's own operators.
-    backward = reference.separable_conv2d_backward if torch.is_grad_enabled() else _backward
-    gradients = backward(
-        grad_output, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.activation, ctx.output_activation, wanted
-    )
+    *tensors, pre = (*ctx.saved_tensors, None)[:6]
+    arguments = (grad_output, *tensors, ctx.stride, ctx.padding, ctx.activation, ctx.output_activation, wanted)
+    if torch.is_grad_enabled():
+        # With create_graph the gradient must itself be differentiable, through what the forward kept too: the reference
+        # is made of PyTorch's own operators.
+        gradients = reference.separable_conv2d_backward(*arguments)
+    else:
+        gradients = registration.call(_backward, *arguments, pre)
     return *(d if needed else None for d, needed in zip(gradients, wanted, strict=True)), *(None,) * 4
 
 
@@ -125,17 +158,26 @@ _forward = registration.define(
     fake=_fake,
     layout_of=0,
 )
+# The output, and the pointwise result before its activation for the gradient.
+_training = registration.define(
+    f"separable_conv2d_training({_ARGUMENTS}) -> (Tensor, Tensor)",
+    reference=reference.separable_conv2d_training,
+    fake=_fake_training,
+    layout_of=0,
+)
 _backward = registration.define(
-    f"separable_conv2d_backward(Tensor grad_output, {_ARGUMENTS}, bool[5] output_mask)"
+    f"separable_conv2d_backward(Tensor grad_output, {_ARGUMENTS}, bool[5] output_mask, Tensor? pre=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.separable_conv2d_backward,
     fake=_fake_backward,
     layout_of=1,
 )
+registration.define_composed(_training, composed_training)
 registration.define_composed(_backward, composed_backward)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
+registration.define_gradient(_training, setup_context=_setup_training_context, backward=_gradient)
 registration.forbid_gradient(_backward, "call evkernels.ops.separable_conv2d and differentiate with create_graph=True")
-registration.define_autocast(
-    _forward,
-    lambda dtype, *arguments: tuple(v.to(dtype) if isinstance(v, Tensor) else v for v in arguments),
-)
+for _op in (_forward, _training):
+    registration.define_autocast(
+        _op, lambda dtype, *arguments: tuple(v.to(dtype) if isinstance(v, Tensor) else v for v in arguments)
+    )

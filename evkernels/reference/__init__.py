@@ -46,7 +46,11 @@ from evkernels.reference.lstm_gates import lstm_gates, lstm_gates_backward
 from evkernels.reference.normalized_mse_cosine import normalized_mse_cosine, normalized_mse_cosine_backward
 from evkernels.reference.residual_mlp import residual_mlp, residual_mlp_backward
 from evkernels.reference.retrieval_recall import retrieval_recall
-from evkernels.reference.separable_conv2d import separable_conv2d, separable_conv2d_backward
+from evkernels.reference.separable_conv2d import (
+    separable_conv2d,
+    separable_conv2d_backward,
+    separable_conv2d_training,
+)
 from evkernels.reference.separable_norm_conv2d import (
     separable_norm_conv2d,
     separable_norm_conv2d_backward,
@@ -111,6 +115,7 @@ __all__ = [
     "retrieval_recall",
     "separable_conv2d",
     "separable_conv2d_backward",
+    "separable_conv2d_training",
     "separable_norm_conv2d",
     "separable_norm_conv2d_backward",
     "separable_norm_conv2d_kernel",

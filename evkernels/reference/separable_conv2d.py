@@ -21,9 +21,26 @@ def separable_conv2d(
     output_activation: str = "none",
 ) -> Tensor:
     padding = depthwise_weight.shape[-1] // 2 if padding is None else padding
+    weights = (depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
+    return separable_conv2d_training(x, *weights, stride, padding, activation, output_activation)[0]
+
+
+def separable_conv2d_training(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_bias: Tensor | None,
+    stride: int,
+    padding: int,
+    activation: str,
+    output_activation: str,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the pointwise result before its activation."""
     wide = _widened(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
-    _, _, y = _pre_activations(*wide, stride, padding, activation)
-    return ACTIVATIONS[output_activation](y).to(x.dtype)
+    _, _, pre = _pre_activations(*wide, stride, padding, activation)
+    y = ACTIVATIONS[output_activation](pre)
+    return (y.clone() if y is pre else y).to(x.dtype), pre.to(x.dtype)
 
 
 def separable_conv2d_backward(
@@ -38,10 +55,15 @@ def separable_conv2d_backward(
     activation: str,
     output_activation: str,
     output_mask: Sequence[bool] = (True,) * 5,
+    pre_output: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the first five arguments of the forward; those that `output_mask` leaves out are empty tensors."""
+    """Gradients of the first five arguments of the forward; those that `output_mask` leaves out are empty tensors.
+
+    `pre_output` is the pointwise result before its activation, if the forward has kept it.
+    """
     wide = _widened(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias)
     pre, a, y = _pre_activations(*wide, stride, padding, activation)
+    y = y if pre_output is None else pre_output.to(y.dtype)
     d_y = activation_gradient(output_activation, y, grad_output.to(y.dtype))
     d_a, d_pointwise_weight, d_pointwise_bias = torch.ops.aten.convolution_backward(
         d_y, a, wide[2], [wide[2].shape[0]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True]
