@@ -1,11 +1,13 @@
 """FireNet: images from events at full resolution, with two convolutional GRUs of 16 channels.
 
 Over nine tenths of the arithmetic is in 3x3 convolutions, which stay with PyTorch's library; what is between the
-convolutions of a GRU is `ops.gru_reset` and `ops.gru_update`.
+convolutions of a GRU is `ops.gru_reset` and `ops.gru_update`. On the CPU all maps are channels_last, where the library's
+convolutions of 16 channels take two thirds of their time on contiguous maps.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from evkernels.models.e2vid_layers import ConvLayer, RecurrentLayer, ResidualBlock, check_grid
@@ -73,6 +75,11 @@ class FireNet(nn.Module):
     def forward(self, grid: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         check_grid(grid, self.num_bins)
         h0, h1 = (None, None) if state is None else state
+        if grid.device.type == "cpu":
+            grid, h0, h1 = (
+                None if value is None else value.contiguous(memory_format=torch.channels_last)
+                for value in (grid, h0, h1)
+            )
         recurrent, last = self.net["resblocks"]
         x, h0 = self.net["head"](grid, h0)
         x, h1 = recurrent(x, h1)
