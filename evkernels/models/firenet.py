@@ -1,8 +1,8 @@
 """FireNet: images from events at full resolution, with two convolutional GRUs of 16 channels.
 
 Over nine tenths of the arithmetic is in 3x3 convolutions, which stay with PyTorch's library; what is between the
-convolutions of a GRU is `ops.gru_reset` and `ops.gru_update`. On the CPU all maps are channels_last, where the library's
-convolutions of 16 channels take two thirds of their time on contiguous maps.
+convolutions of a GRU is `ops.gru_reset` and `ops.gru_update`. On the CPU all maps are channels_last, where the
+library's convolutions of 16 channels take two thirds of their time on contiguous maps.
 """
 
 from collections.abc import Mapping
