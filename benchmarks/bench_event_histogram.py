@@ -2,7 +2,10 @@
 
 Floor: x, y and p are read once (5 bytes per event) and the histogram is written once; sorted times need not be read by
 an algorithm that is told so. RVT's own class counts in 8 bits and wraps at 256 events per cell: there its result is
-marked as wrong. What others do for a batch is a loop over its windows.
+marked as wrong. What others do for a batch is a loop over its windows: on one thread, for 256 samples of N-MNIST and 10
+bins, the best of PyTorch and NumPy takes 17 times as long, and evlib, whose columns are converted before the clock
+starts, 6.2 times. Clearing the histograms is 0.23 of our time, with out= as well as without: if it took none, evlib
+would take 8 times as long.
 """
 
 import numpy as np

@@ -86,10 +86,12 @@ static int64_t lower_bound(const T* t, int64_t begin, int64_t end, int64_t bin, 
 }
 
 // Whether events that come bin by bin are so many that fewer cache misses outweigh the copying of planes: at a third of
-// an event per pixel between two bins that takes 1.1 times as long, at 0.8 it is 1.2 times as fast.
+// an event per pixel between two bins that takes 1.1 times as long, at 0.8 it is 1.2 times as fast. Windows of 34x34
+// miss no caches: paired, 4,100 events take 1.05 times as long.
 static bool pays_to_pair(int64_t events, const VoxelShape& shape, Own own) {
-  const int64_t bins = own.last - own.first;
-  return bins >= 3 && !shape.is_hard && 2 * events >= (bins - 1) * shape.height * shape.width;
+  constexpr int64_t kCached = 1 << 14;  // pixels of two planes that are in cache anyway
+  const int64_t bins = own.last - own.first, pixels = shape.height * shape.width;
+  return bins >= 3 && pixels > kCached && !shape.is_hard && 2 * events >= (bins - 1) * pixels;
 }
 
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). With `sorted` only the events between them
