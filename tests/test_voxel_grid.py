@@ -314,6 +314,18 @@ class TestVoxelGrid(DifferentiableOpContract):
         shuffled = fused(x[order], y[order], t[order], None, p[order], *rest)
         assert torch.equal(fused(x, y, t, None, p, *rest), shuffled)
 
+    def test_paired_planes_give_the_same_bits(self, backend):
+        """The same with so many events on so large planes that sorted ones take the paired form of the CPU kernel."""
+        if not backend.name.startswith("cpu-"):
+            pytest.skip("planes are paired on the CPU alone")
+        x, y, t, p = events(80_000, 20, 900)
+        x[::1000] = 900
+        order = (x.long() + 901 * y).argsort(stable=True)
+        for convention in ("e2vid", "tonic", "openeb"):
+            rest = None, 9, 20, 900, convention
+            shuffled = fused(x[order], y[order], t[order], None, p[order], *rest)
+            assert torch.equal(fused(x, y, t, None, p, *rest), shuffled)
+
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_with_and_without_deterministic_algorithms(self, backend, deterministic):
         torch.use_deterministic_algorithms(deterministic)
