@@ -203,58 +203,73 @@ static void transposed_interleaved(const Plane<T>& p, Wide<T>* out, int64_t firs
   }
 }
 
-// The gradient of the weights: adds the products of kPixels outputs with the input at the filter's kTaps columns and
-// rows, of which [begin, end) and those not null are inside.
-template <int kPixels, int kTaps, int kStride, bool kEdge, class T, class D, class V>
-EVKERNELS_INLINE void multiply_pixels(const T* const* row, const D* d, int64_t offset, int64_t channels, int64_t begin,
-                                      int64_t end, V* sum, V* sum_d) {
-  V gradient[kPixels];
+// The gradient of the weights: adds the products of kPixels outputs of kRows rows with the input at the filter's kTaps
+// columns and rows, of which [begin, end) and those not null are inside. An input in a register serves all of them. One
+// row at a time, for which an input comes three times from the second-level cache instead of twice, took 1.1 times as
+// long where all fits there; from memory it is as fast.
+template <int kRows, int kPixels, int kTaps, int kStride, bool kEdge, class T, class D, class V>
+EVKERNELS_INLINE void multiply_pixels(const T* const* row, const D* d, int64_t pitch, int64_t offset, int64_t channels,
+                                      int64_t begin, int64_t end, V* sum, V* sum_d) {
+  V gradient[kRows][kPixels], total_d = {};
+#pragma GCC unroll 2
+  for (int o = 0; o < kRows; ++o) {
 #pragma GCC unroll 4
-  for (int j = 0; j < kPixels; ++j) {
-    gradient[j] = load(d + j * channels);
-    *sum_d += gradient[j];
+    for (int j = 0; j < kPixels; ++j) {
+      gradient[o][j] = load(d + o * pitch + j * channels);
+      total_d += gradient[o][j];
+    }
   }
+  *sum_d += total_d;
 #pragma GCC unroll 5
-  for (int r = 0; r < kTaps; ++r) {
-    if (!row[r]) continue;
-    const T* const at = row[r] + offset;
-#pragma GCC unroll 5
-    for (int c = 0; c < kTaps; ++c) {
-      if (kEdge && (c < begin || c >= end)) continue;
+  for (int i = 0; i < (kRows - 1) * kStride + kTaps; ++i) {
+    if (!row[i]) continue;
+    const T* const at = row[i] + offset;
+#pragma GCC unroll 9
+    for (int column = 0; column < (kPixels - 1) * kStride + kTaps; ++column) {
+      if (kEdge && (column < begin || column >= end)) continue;
+      const V x = in_register(load(at + column * channels));
+#pragma GCC unroll 2
+      for (int o = 0; o < kRows; ++o) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kPixels; ++j) sum[r * kTaps + c] += gradient[j] * load(at + (j * kStride + c) * channels);
+        for (int j = 0; j < kPixels; ++j) {
+          const int r = i - o * kStride, c = column - j * kStride;
+          if (r >= 0 && r < kTaps && c >= 0 && c < kTaps) sum[r * kTaps + c] += gradient[o][j] * x;
+        }
+      }
     }
   }
 }
 
-// One output row's products at the filter's rows and columns from `top` and `left_tap` on, in pixels, added to sums
-// [vector of channels][k * k + 1][lanes], which begin at the first of these taps; where that is the filter's, those of
-// d alone too.
-template <int kTaps, int kStride, class T, class D>
-EVKERNELS_INLINE void multiply_row(const Plane<T>& p, const D* d, int64_t first, int64_t top, int64_t left_tap,
-                                   Wide<T>* sums) {
+// The products of kRows output rows at the filter's rows and columns from `top` and `left_tap` on, in pixels, added to
+// sums [vector of channels][k * k + 1][lanes], which begin at the first of these taps; where that is the filter's,
+// those of d alone too.
+template <int kTaps, int kStride, int kRows, class T, class D>
+EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const D* d, int64_t first, int64_t top, int64_t left_tap,
+                                       Wide<T>* sums) {
   using A = Wide<T>;
   using V = typename Arithmetic<A>::Type;
-  constexpr int kLanes = Arithmetic<A>::kLanes, kPixels = kTaps == 5 ? 2 : 4;
-  const int64_t C = p.channels, taps = p.k * p.k;
+  // Products of one input, and registers, where there are only 16 of them.
+  constexpr int kLanes = Arithmetic<A>::kLanes, kPixels = kTaps == 5 || (kRows == 2 && kLanes < 16) ? 2 : 4;
+  constexpr int kInputs = (kRows - 1) * kStride + kTaps;
+  const int64_t C = p.channels, taps = p.k * p.k, pitch = p.out_width * C;
   const Interior interior(p.width, p.out_width, kTaps, kStride, p.padding - left_tap);
-  const T* row[kTaps];
-  for (int r = 0; r < kTaps; ++r) {
-    const int64_t y = first * kStride - p.padding + top + r;
-    row[r] = y >= 0 && y < p.height ? p.x + y * p.width * C : nullptr;
+  const T* row[kInputs];
+  for (int i = 0; i < kInputs; ++i) {
+    const int64_t y = first * kStride - p.padding + top + i;
+    row[i] = y >= 0 && y < p.height ? p.x + y * p.width * C : nullptr;
   }
   for (int64_t v = 0; v < channel_vectors<A>(C); ++v, sums += (taps + 1) * kLanes) {
     const int64_t channel = first_channel<A>(v, C);
-    // A row is summed on its own before it joins the rows above: rounding errors grow with the longer of the two.
+    // Rows are summed on their own before they join those above: rounding errors grow with the longer of the two.
     V sum[kTaps * kTaps] = {}, sum_d = {};
     for (int64_t j = 0; j < p.out_width;) {
       const int64_t left = j * kStride - p.padding + left_tap, offset = left * C + channel;
       const D* const at = d + j * C + channel;
       if (j >= interior.begin && j + kPixels <= interior.end) {
-        multiply_pixels<kPixels, kTaps, kStride, false>(row, at, offset, C, 0, kTaps, sum, &sum_d);
+        multiply_pixels<kRows, kPixels, kTaps, kStride, false>(row, at, pitch, offset, C, 0, kTaps, sum, &sum_d);
         j += kPixels;
       } else {
-        multiply_pixels<1, kTaps, kStride, true>(row, at, offset, C, -left, p.width - left, sum, &sum_d);
+        multiply_pixels<kRows, 1, kTaps, kStride, true>(row, at, pitch, offset, C, -left, p.width - left, sum, &sum_d);
         ++j;
       }
     }
@@ -273,14 +288,20 @@ EVKERNELS_INLINE void multiply_row(const Plane<T>& p, const D* d, int64_t first,
 // Adds the products of output rows [first, last), the first of which is at d.
 template <int kSize, int kStride, class T, class D>
 static void multiply_interleaved(const Plane<T>& p, const D* d, Wide<T>* sums, int64_t first, int64_t last) {
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes;
-  for (; first < last; ++first, d += p.out_width * p.channels) {
-    if constexpr (kSize == 0) {
+  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes, kRows = kSize == 3 ? 2 : 1;
+  if constexpr (kSize == 0) {
+    for (; first < last; ++first, d += p.out_width * p.channels) {
       for (int64_t tap = 0; tap < p.k * p.k; ++tap) {
-        multiply_row<1, kStride>(p, d, first, tap / p.k * p.dilation, tap % p.k * p.dilation, sums + tap * kLanes);
+        const int64_t r = tap / p.k, c = tap % p.k;
+        multiply_rows_of<1, kStride, 1>(p, d, first, r * p.dilation, c * p.dilation, sums + tap * kLanes);
       }
-    } else {
-      multiply_row<kSize, kStride>(p, d, first, 0, 0, sums);
+    }
+  } else {
+    for (; first + kRows <= last; first += kRows, d += kRows * p.out_width * p.channels) {
+      multiply_rows_of<kSize, kStride, kRows>(p, d, first, 0, 0, sums);
+    }
+    for (; first < last; ++first, d += p.out_width * p.channels) {
+      multiply_rows_of<kSize, kStride, 1>(p, d, first, 0, 0, sums);
     }
   }
 }

@@ -65,7 +65,8 @@ static void separable_conv2d_pack(const T* __restrict__ depthwise, const T* __re
   const auto p = packed_at<T>(memory, s);
   const int64_t C = s.channels, O = s.outputs, taps = s.size * s.size;
   __builtin_memset(memory, 0, (p.pointwise - memory) * sizeof *memory);
-  const int64_t rest = pointwise ? 0 : p.pointwise_bias - p.pointwise;
+  // Zeros for the outputs that fill up a vector: where there are none, packing writes every element.
+  const int64_t rest = pointwise && p.outputs != O ? 0 : p.pointwise_bias - p.pointwise;
   __builtin_memset(p.pointwise + rest, 0, (memory + p.size - p.pointwise - rest) * sizeof *memory);
   for (int64_t c = 0; c < C; ++c) {
     for (int64_t k = 0; k < taps; ++k) {
