@@ -319,7 +319,7 @@ class TestCheckpoints:
     def test_firenet(self, recordings):
         weights = published(recordings, "firenet_convgru.pth")
         assert list(FireNet().state_dict()) == list(weights)
-        grids = real_grids(recordings, 100)[..., 58:122, 88:152]
+        grids = real_grids(recordings, 100)[..., 70:111, 100:137]
         assert_streams_match(FireNet.from_state_dict(weights).eval(), grids)
 
     def test_cista_tc(self, recordings):

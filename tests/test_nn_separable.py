@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evkernels.nn.separable import SeparableBlock, SeparableConv2d
+from evkernels.nn.separable import SeparableBlock, SeparableConv2d, activated
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -156,3 +156,23 @@ def test_copies_casts_and_compiles(make):
     torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_activated_is_the_norm_and_the_activation(layout, momentum):
+    """Values, gradients and what the norm does to its buffers, in training and in evaluation."""
+    norms = [nn.BatchNorm2d(6, momentum=momentum) for _ in range(2)]
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=layout)
+    for _ in range(2):
+        ours = activated(x, norms[0], "gelu")
+        expected = nn.functional.gelu(norms[1](x))
+        torch.testing.assert_close(ours, expected)
+        for y, norm in zip((ours, expected), norms, strict=True):
+            norm.zero_grad()
+            y.square().sum().backward()
+        torch.testing.assert_close(norms[0].weight.grad, norms[1].weight.grad)
+        torch.testing.assert_close(norms[0].state_dict(), norms[1].state_dict())
+    for norm in norms:
+        norm.eval()
+    torch.testing.assert_close(activated(x, norms[0], "gelu"), nn.functional.gelu(norms[1](x)))
