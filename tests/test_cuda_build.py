@@ -1,7 +1,9 @@
 """nvcc compiles every CUDA source for each supported architecture, and every kernel keeps to its budget."""
 
+import json
 import re
 import subprocess
+import sys
 
 import gpu_instructions
 import gpu_resources
@@ -22,6 +24,34 @@ def test_compiles_without_spills(unit):
     found = gpu_resources.parse(build.compile_cuda(unit, CUDA_HOME))
     assert {str(architecture) for _, architecture in found} == set(build.ARCHITECTURES)
     assert {key: resources.spilled for key, resources in found.items() if resources.spilled} == {}
+
+
+REGISTRATION = """
+import json, sys, torch
+library = torch.library.Library("evkernels", "DEF")
+schemas, path = json.load(sys.stdin)
+for schema in schemas:
+    library.define(schema)
+torch.ops.load_library(path)
+registered = torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+print(*sorted(name for name in registered if name.startswith("evkernels::")))
+"""
+
+
+def test_links_without_torch_for_cuda_and_registers(tmp_path):
+    """With the libraries of setup.py, beside a torch that knows no GPU and on a machine without a driver."""
+    units, library = build.sources(), tmp_path / "cuda.so"
+    for unit in units:
+        build.compile_cuda(unit, CUDA_HOME)
+    objects = [str(build.cuda_object(unit)) for unit in units]
+    cudart = [f"-L{CUDA_HOME / 'lib64'}", f"-L{CUDA_HOME / 'lib'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    torch_libraries = [f"-L{build.TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    build.run(["g++", "-shared", "-Wl,-z,defs", *objects, *cudart, *torch_libraries, "-o", str(library)])
+    given = json.dumps([build.evkernels_schemas(), str(library)])
+    done = subprocess.run([sys.executable, "-c", REGISTRATION], input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = re.findall(r'm\.impl\("(\w+)"', "".join(unit.read_text() for unit in units))
+    assert done.stdout.split() == sorted(f"evkernels::{name}" for name in names)
 
 
 def skip_other_compilers():

@@ -40,9 +40,11 @@ print(evkernels.__file__, evkernels.backends.serving("lstm_gates", "cpu")[0], le
 
 
 def run(*command, cwd=None, **environment) -> subprocess.CompletedProcess:
-    keep = {name: value for name, value in os.environ.items() if name not in ("EVKERNELS_BACKEND", "TRITON_INTERPRET")}
+    """`environment` is added to this process's, of which None takes a variable away."""
+    environment = {**os.environ, "EVKERNELS_BACKEND": None, "TRITON_INTERPRET": None, **environment}
+    environment = {name: value for name, value in environment.items() if value is not None}
     command = list(map(str, command))
-    return subprocess.run(command, cwd=cwd, env=keep | environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def succeed(*command, **options) -> str:
@@ -157,6 +159,44 @@ def test_forced_cuda_build_fails_with_one_line(sources, tmp_path, environment, m
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
+
+
+COMPILER = """#!{bash}
+echo "$0 $*" >> {log}
+case "$*" in
+  *--list-gpu-arch*) echo compute_80 compute_90 compute_100 compute_120 ;;
+  *-dump*version*) echo 12.2.0 ;;
+esac
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the compilers of this test are scripts for bash")
+def test_commands_of_a_cuda_build(sources, tmp_path):
+    """With compilers that write down how they were called: what nvcc really makes is tests/test_cuda_build.py's."""
+    log, toolkit = tmp_path / "log", tmp_path / "toolkit"
+    (toolkit / "include").mkdir(parents=True)
+    (toolkit / "include" / "cuda_runtime.h").touch()
+    for compiler in (tmp_path / "c++", toolkit / "bin" / "nvcc"):
+        compiler.parent.mkdir(exist_ok=True)
+        compiler.write_text(COMPILER.format(bash=shutil.which("bash"), log=log))
+        compiler.chmod(0o755)
+    unset = dict.fromkeys(("TORCH_CUDA_ARCH_LIST", "EVKERNELS_CUDA", "PYTORCH_NVCC", "DEBUG"))
+    built = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path / "objects")
+    succeed(*built, cwd=sources, CXX=str(tmp_path / "c++"), CUDA_HOME=str(toolkit), CCACHE_DISABLE="1", **unset)
+    calls = log.read_text().splitlines()
+    compiled = [call for call in calls if call.startswith(str(toolkit)) and " -c " in call]
+    assert len(compiled) == len(list((ROOT / "csrc").glob("*/cuda.cu")))
+    for call in compiled:
+        codes = set(re.findall(r"-gencode=arch=(\S+)", call))
+        names = ("compute_80,code=sm_80", "compute_90,code=sm_90", "compute_100,code=sm_100")
+        assert codes == {*names, "compute_100,code=compute_100"}
+        assert "-DTORCH_STABLE_ONLY" in call
+    (link,) = (call for call in calls if re.search(r"-o \S*/_C\.abi3\.so", call))
+    assert link.count("/cuda.o") == len(compiled)
+    assert link.count("/cpu.o") == len(list((ROOT / "csrc").glob("*/cpu.cpp")))
+    assert "-lcudart_static" in link.split()
+    assert "-lcudart" not in link.split()
 
 
 def test_building_without_torch_says_what_to_install(sources):

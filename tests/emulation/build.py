@@ -34,7 +34,7 @@ CXX_FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DEVKERNELS_EMULATE"]
 # Recoverable, so that the environment decides whether the first error ends the process.
 SANITIZE_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 SANITIZE_FLAGS += ["-fsanitize-recover=address,undefined"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v,-warn-spills", *DEFINES]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v,-warn-spills", "-Xcompiler", "-fPIC,-fvisibility=hidden", *DEFINES]
 ARCHITECTURES = ("80", "90", "100")
 
 _libraries: list[torch.library.Library] = []
@@ -128,18 +128,22 @@ def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
 
 def compile_cuda(unit: Path, cuda_home: Path) -> str:
     """Compiles one CUDA source with nvcc for all architectures; returns what the assembler reported."""
-    kept = intermediate(unit, ARCHITECTURES[0], "ptx").parent
-    target = kept.parent / f"{unit.parent.name}-{unit.stem}.o"
+    target = cuda_object(unit)
+    kept = target.with_suffix("")
     architectures = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     nvcc = [str(cuda_home / "bin" / "nvcc"), *NVCC_FLAGS, *architectures, *INCLUDES]
     with locked(kept):
         return compile_cached([*nvcc, "--keep", "--keep-dir", str(kept), "-c", str(unit)], target)
 
 
+def cuda_object(unit: Path) -> Path:
+    """What compile_cuda makes of a source."""
+    return ROOT / "build" / "cuda_check" / f"{unit.parent.name}-{unit.stem}.o"
+
+
 def intermediate(unit: Path, architecture: str, kind: str) -> Path:
     """A file that compile_cuda left on the way: "ptx", the assembly text, or "cubin", the machine code."""
-    folder = ROOT / "build" / "cuda_check" / f"{unit.parent.name}-{unit.stem}"
-    return folder / f"{unit.stem}.compute_{architecture}.{kind}"
+    return cuda_object(unit).with_suffix("") / f"{unit.stem}.compute_{architecture}.{kind}"
 
 
 def find_cuda_home() -> Path | None:
