@@ -26,12 +26,6 @@ EVKERNELS_INLINE VecF exp(VecF x) {
   q = multiply_add(q, r, 1.0f);
   return (VecF)_mm512_maskz_scalef_ps(kAllLanes, (__m512)q, (__m512)n);
 }
-// 2^(k / 32) for k = 0 to 31.
-alignas(64) constexpr float kPowers[32] = {
-    1.0f,        1.02189720f, 1.04427373f, 1.06714046f, 1.09050775f, 1.11438680f, 1.13878858f, 1.16372490f,
-    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
-    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.57598090f, 1.61049032f, 1.64575553f,
-    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.83400810f, 1.87416768f, 1.91520655f, 1.95714414f};
 // 1 / x within a unit in the last place for x >= 1: an estimate and one Newton step, which take a third of a division's
 // time. From 2^126 on the estimate stands: it is subnormal, and zero for infinity.
 EVKERNELS_INLINE VecF reciprocal(VecF x) {
@@ -118,8 +112,7 @@ EVKERNELS_INLINE V times_logistic(V x, V u) {
     u = (VecF)_mm512_maskz_range_ps(kAllLanes, (__m512)u, (__m512)splat(104.0f), 2);
     const VecF shifted = multiply_add(u, -1.44269502f, 393216.0f), n = shifted - 393216.0f;
     const VecF r = multiply_add(u, -1.44269502f, -n), q = multiply_add(r, 2.40228690e-1f, 6.93157340e-1f) * r;
-    const VecF power =
-        (VecF)_mm512_permutex2var_ps((__m512)load(kPowers), (__m512i)shifted, (__m512)load(kPowers + 16));
+    const VecF power = fractional_power_of_two(shifted);
     const __m512 e = _mm512_maskz_scalef_ps(kAllLanes, (__m512)multiply_add(power, q, power), (__m512)n);
     return x * reciprocal(1.0f + (VecF)e);
   }

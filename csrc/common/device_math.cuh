@@ -80,5 +80,9 @@ template <class T, class V>
 __host__ __device__ __forceinline__ V tanh_for(V x) {
   return tanh(x);
 }
+template <class T, class V>
+__host__ __device__ __forceinline__ V sigmoid_times_tanh_for(V x, V y) {
+  return sigmoid(x) * tanh(y);
+}
 
 }  // namespace evkernels::device_math

@@ -48,6 +48,17 @@ EVKERNELS_INLINE void store(BFloat16* p, VecF v) {
 // For the masked forms of instructions, whose masks cost nothing: g++ 12 warns of its own header's others.
 constexpr __mmask16 kAllLanes = 0xffff;
 
+// 2^(k / 32) for k = 0 to 31.
+alignas(64) constexpr float kPowers[32] = {
+    1.0f,        1.02189720f, 1.04427373f, 1.06714046f, 1.09050775f, 1.11438680f, 1.13878858f, 1.16372490f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.57598090f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.83400810f, 1.87416768f, 1.91520655f, 1.95714414f};
+// 2^f of the fraction f of a multiple of 1/32 that adding 1.5 * 2^18 has left in the low bits.
+EVKERNELS_INLINE VecF fractional_power_of_two(VecF shifted) {
+  return (VecF)_mm512_permutex2var_ps((__m512)load(kPowers), (__m512i)shifted, (__m512)load(kPowers + 16));
+}
+
 EVKERNELS_INLINE VecF load(const Half* p) {
   return (VecF)_mm512_maskz_cvtph_ps(kAllLanes, _mm256_loadu_si256((const __m256i*)p));
 }

@@ -1,13 +1,13 @@
 // The ConvLSTM gate update and its gradient for one element, in any arithmetic type V that has
-// sigmoid_for and tanh_for, for results that are rounded to T.
+// sigmoid_for, tanh_for and sigmoid_times_tanh_for, for results that are rounded to T.
 // i, f, g, o are pre-activations. Includes nothing: it is compiled inside each instruction set's namespace and in CUDA.
 // Sums of products are multiply_add, for the same bits in every copy of the code; 1 - g^2 is (1 - g)(1 + g), which
 // loses nothing where g saturates.
 
 template <class T, class V>
 EVKERNELS_INLINE void lstm_gates_math(V i, V f, V g, V o, V c, V& h, V& c_next) {
-  c_next = multiply_add(sigmoid_for<T>(i), tanh_for<T>(g), sigmoid_for<T>(f) * c);
-  h = sigmoid_for<T>(o) * tanh_for<T>(c_next);
+  c_next = multiply_add(sigmoid_for<T>(f), c, sigmoid_times_tanh_for<T>(i, g));
+  h = sigmoid_times_tanh_for<T>(o, c_next);
 }
 
 // d_c_next is the gradient that arrives at the new cell state from the next step.
