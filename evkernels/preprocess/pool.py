@@ -114,10 +114,10 @@ def _there(pairs, settings: Settings, overwrite: bool, executor: Executor) -> It
 
 def _say(terminal: Terminal, result: Result) -> None:
     if result.outcome == "written":
-        rate = result.events / max(result.seconds, 1e-9) / 1e6
+        rate = result.events / max(result.seconds, 1e-9)
         terminal.line(
             f"{result.source}: {result.events:,} events in {result.windows:,} windows, {result.seconds:.1f} s, "
-            f"{rate:.2f} million events/s"
+            f"{rate:,.0f} events/s"
         )
     elif result.outcome == "finished before":
         terminal.line(f"{result.source}: skipped, finished before")
@@ -133,10 +133,10 @@ def _summary(terminal: Terminal, results: list[Result], seconds: float) -> None:
     }
     counts = ", ".join(f"{len(group)} {outcome}" for outcome, group in by.items())
     events, windows = (sum(getattr(result, name) for result in results) for name in ("events", "windows"))
-    rate = events / max(seconds, 1e-9) / 1e6
+    rate = events / max(seconds, 1e-9)
     terminal.line(
         f"{len(results)} recordings: {counts}; {events:,} events in {windows:,} windows, {seconds:.1f} s, "
-        f"{rate:.2f} million events/s"
+        f"{rate:,.0f} events/s"
     )
     for result in [*by.get("bad input", []), *by.get("failed", [])]:
         terminal.line(f"  {result.outcome}: {result.source}")
