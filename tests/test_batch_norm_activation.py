@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contract import DifferentiableOpContract
 from test_separable_conv2d import ACTIVATIONS
 from test_separable_norm_conv2d import LiveNormContract, library_norm
 
@@ -19,7 +20,7 @@ def sample(*size, activation="gelu", eps=1e-3, dtype=torch.float32, layout="cont
     return x, 1 + tensor(channels, dtype=dtype, seed=2) / 4, tensor(channels, dtype=dtype, seed=3) / 4, activation, eps
 
 
-class TestBatchNormActivation(LiveNormContract):
+class TestBatchNormActivation(LiveNormContract, DifferentiableOpContract):
     layouts = ("contiguous", "channels_last", "sliced")
 
     def op(self, *arguments):

@@ -155,7 +155,8 @@ def test_forced_cuda_build_fails_with_one_line(sources, tmp_path, environment, m
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()
     environment = {name: value.format(toolkit=tmp_path) for name, value in environment.items()}
-    done = run(sys.executable, sources / "setup.py", "--version", FORCE_CUDA="1", **environment)
+    environment = {"EVKERNELS_CUDA": None, "FORCE_CUDA": "1", **environment}
+    done = run(sys.executable, sources / "setup.py", "--version", **environment)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
