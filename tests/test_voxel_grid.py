@@ -314,17 +314,21 @@ class TestVoxelGrid(DifferentiableOpContract):
         shuffled = fused(x[order], y[order], t[order], None, p[order], *rest)
         assert torch.equal(fused(x, y, t, None, p, *rest), shuffled)
 
-    def test_paired_planes_give_the_same_bits(self, backend):
-        """The same with so many events on so large planes that sorted ones take the paired form of the CPU kernel."""
+    def test_large_sorted_windows_take_every_second_interval_first(self, backend):
+        """So many events that the compiled kernel fills from the intervals between two bins: the same bits as unsorted
+        events that come in that order, which are added one after the other.
+        """
         if not backend.name.startswith("cpu-"):
-            pytest.skip("planes are paired on the CPU alone")
+            pytest.skip("intervals are the CPU's alone")
         x, y, t, p = events(80_000, 20, 900)
         x[::1000] = 900
-        order = (x.long() + 901 * y).argsort(stable=True)
-        for convention in ("e2vid", "tonic", "openeb"):
+        for convention, bins, shift in (("e2vid", 8, 0.0), ("tonic", 9, 0.0), ("openeb", 9, 0.5)):
+            position = (t - t[0]).double() * bins / float(t[-1] - t[0]) - shift
+            interval = position.floor().clamp(0 if convention == "openeb" else -1, 8)
+            order = (interval % 2 == 0).long().argsort(stable=True)
             rest = None, 9, 20, 900, convention
-            shuffled = fused(x[order], y[order], t[order], None, p[order], *rest)
-            assert torch.equal(fused(x, y, t, None, p, *rest), shuffled)
+            reordered = fused(x[order], y[order], t[order], None, p[order], *rest)
+            assert torch.equal(fused(x, y, t, None, p, *rest), reordered)
 
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_with_and_without_deterministic_algorithms(self, backend, deterministic):

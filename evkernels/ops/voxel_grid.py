@@ -98,11 +98,13 @@ def voxel_grid(
         RuntimeError: if `out` comes with an input that requires gradients.
 
     Deterministic on the CPU, with the same bits for any number of threads: every cell is summed in the order of the
-    events. On a GPU the order of the float additions varies, except under torch.use_deterministic_algorithms, where
-    integers of 2**-32 are summed instead, or with a `weight` PyTorch's sorted index_add. Differentiable with respect to
-    floating x, y and t (t0 and t1 included) and `weight`. Integer times are subtracted as integers; the division and
-    what follows is float64 up to the share of a bin. All-equal times count as t1 - t0 = 1, where some of the originals
-    divide by 0; originals that take t0 and t1 from the first and last event of a sorted list agree.
+    events, but for cells of odd bins of large windows that are sorted by time, which take what is after their bin's
+    time before what is before it. On a GPU the order of the float additions varies, except under
+    torch.use_deterministic_algorithms, where integers of 2**-32 are summed instead, or with a `weight` PyTorch's sorted
+    index_add. Differentiable with respect to floating x, y and t (t0 and t1 included) and `weight`. Integer times are
+    subtracted as integers; the division and what follows is float64 up to the share of a bin. All-equal times count as
+    t1 - t0 = 1, where some of the originals divide by 0; originals that take t0 and t1 from the first and last event of
+    a sorted list agree.
     Source: Rebecq et al. 2019 (arXiv:1906.07165); Zhu et al. 2019 (arXiv:1812.08156); Gehrig et al. 2021 (DSEC,
     arXiv:2103.06011); tonic; OpenEB `event_volume`; Stoffregen et al. 2020 (arXiv:2003.09078); EfficientConvLSTM.
     """
