@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evkernels import ops, use_backend
+from evkernels import ops, reference, use_backend
 from evkernels.backends import has_compiled_kernel
 from evkernels.nn import EventNormalization
 from evkernels.testing import assert_matches
@@ -300,6 +300,25 @@ class TestVoxelGrid(DifferentiableOpContract):
         torch.set_num_threads(threads)
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
+
+    @pytest.mark.parametrize("convention", CONVENTIONS)
+    @pytest.mark.parametrize(("height", "width"), [(200, 300), (181, 243)])
+    def test_large_windows_are_the_same_for_any_number_of_threads(self, convention, height, width):
+        """Two large windows, the second unsorted, and an empty one; planes of even and odd numbers of pixels."""
+        dtype = torch.float32 if convention == "dsec" else torch.int16
+        x, y, t, p = events(350_000, height, width, dtype=dtype)
+        t[300_000] = 0
+        shape = {"bins": 5, "height": height, "width": width, "convention": convention}
+        offsets = torch.tensor([0, 200_000, 200_000, 350_000])
+        threads = torch.get_num_threads()
+        results = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results.append(ops.voxel_grid(x, y, t, p, **shape, offsets=offsets))
+        torch.set_num_threads(threads)
+        assert all(torch.equal(result, results[0]) for result in results[1:])
+        expected = reference.voxel_grid(x, y, t, p, **shape, offsets=offsets)
+        torch.testing.assert_close(results[0], expected, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("convention", CONVENTIONS)
     def test_sum_of_a_window_does_not_depend_on_order_of_time(self, convention):

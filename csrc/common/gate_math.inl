@@ -3,8 +3,8 @@
 //
 // Vectors side by side (interleaved.inl) leave the number of operations as the limit, so products share a division,
 // and on AVX-512 the sigmoid's exponential takes a table: together 0.68 of lstm_gates' time forward and 0.85 backward
-// (AVX2, by the shared divisions, 0.75 forward). A table for tanh saves nothing: what its results near zero lack in
-// relative accuracy costs as many operations to put back as the polynomial.
+// on a map in the cache (AVX2, by the shared divisions, 0.75 forward). A table for tanh would save nothing: what its
+// results near zero lack in relative accuracy costs as many operations to put back as the polynomial.
 
 #include "common/interleaved.inl"
 

@@ -1,4 +1,7 @@
 // The planes of a window's bins while they are filled. Part of a loop file, see foreach_isa.h.
+//
+// Where many events lie between the same two bins, a pixel's two values are kept side by side meanwhile: one cache line
+// per event instead of two, in the two planes' own memory.
 
 // The bins [first, last) are this caller's to write.
 struct Own {
