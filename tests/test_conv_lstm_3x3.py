@@ -166,6 +166,31 @@ class TestConvLSTM3x3(DifferentiableOpContract):
         actual = gradients(lambda *a: self.op(*a)[used], to_device(arguments, backend.device))
         torch.testing.assert_close([d.cpu() for d in actual], list(expected), rtol=1e-10, atol=1e-10)
 
+    @pytest.mark.parametrize("of", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("strides", ["contiguous", "channels_last", "sliced"])
+    def test_weight_gradient(self, backend, of, strides):
+        """The op that the gradient uses where PyTorch's library is slow, also where this processor's is not."""
+        for batch, outputs, inputs, hidden, height, width in (
+            (2, 9, 3, 10, 4, 7),
+            (1, 16, 8, 16, 1, 1),
+            (3, 2, 17, 0, 9, 2),
+            (1, 5, 0, 4, 2, 1),
+            (0, 4, 2, 2, 3, 3),
+        ):
+            channels = (outputs, inputs, hidden)
+            given = [tensor(batch, count, height, width, dtype=of, layout=strides, seed=count) for count in channels]
+            result = torch.ops.evkernels.conv_3x3_weight_gradient(*to_device(given, backend.device))
+            assert result.shape == (outputs, inputs + hidden, 3, 3)
+            assert result.dtype == torch.promote_types(of, torch.float32)
+            if batch:
+                exact, eager = (
+                    torch.nn.grad.conv2d_weight(torch.cat([x, h], 1), result.shape, grad, padding=1)
+                    for grad, x, h in (widened(given), [value.to(result.dtype) for value in given])
+                )
+                assert_matches(result, exact, eager)
+            else:
+                assert result.eq(0).all()
+
     def test_long_sequence_stays_accurate(self, backend):
         steps = 20 if backend.is_slow else 1000
         arguments = sample(steps, 1, 4, 6, 2, 3)

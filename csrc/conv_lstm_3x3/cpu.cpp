@@ -140,6 +140,37 @@ Tensor conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int64_
   return d_input;
 }
 
+// The gradient of the weight [C, channels of x and h, 3, 3], float32 or float64, of a convolution of x and h side by
+// side.
+Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
+  const auto beside = [&](const Tensor& t) {
+    return t.dim() == 4 && t.scalar_type() == grad.scalar_type() &&
+           has_shape(t, {grad.size(0), t.size(1), grad.size(2), grad.size(3)});
+  };
+  STD_TORCH_CHECK(grad.dim() == 4 && beside(x) && beside(h), "grad, x and h must be [N, *, H, W] of one dtype");
+  for (Tensor* t : {&grad, &x, &h}) *t = in_layout(*t, MemoryFormat::ChannelsLast);
+  const WinogradShape s = {{grad.size(0), grad.size(2), grad.size(3)}, {x.size(1), h.size(1)}, grad.size(1), 1};
+  const auto dtype = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor d_weight =
+      torch::stable::empty({s.channels, s.inputs[0] + s.inputs[1], 3, 3}, dtype, std::nullopt, grad.device());
+  if (d_weight.numel() == 0) return d_weight;
+  dispatch_floating("conv_3x3_weight_gradient", grad.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using R = Compute<T>;
+    const auto inputs = workspace<R>(EVKERNELS_CALL(gradient_inputs_size<R>, s));
+    const T* const both[2] = {data<T>(x), data<T>(h)};
+    parallel_for(0, s.maps.batch * (s.maps.height + 2), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(gradient_inputs, both, inputs.get(), s, begin, end);
+    });
+    parallel_for(0, EVKERNELS_CALL(gradient_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
+      const auto buffer = workspace<R>(EVKERNELS_CALL(gradient_buffer_size<R>, s, end - begin));
+      EVKERNELS_CALL(weight_gradient, data<T>(grad), inputs.get(), buffer.get(), mutable_data<R>(d_weight), s, begin,
+                     end);
+    });
+  });
+  return d_weight;
+}
+
 }  // namespace
 }  // namespace evkernels
 
@@ -147,4 +178,5 @@ STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("conv_lstm_3x3", TORCH_BOX(&evkernels::conv_lstm_3x3));
   m.impl("conv_3x3_gradient_weight", TORCH_BOX(&evkernels::conv_3x3_gradient_weight));
   m.impl("conv_3x3_input_gradient", TORCH_BOX(&evkernels::conv_3x3_input_gradient));
+  m.impl("conv_3x3_weight_gradient", TORCH_BOX(&evkernels::conv_3x3_weight_gradient));
 }

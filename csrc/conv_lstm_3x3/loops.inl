@@ -10,6 +10,7 @@
 #include "common/gate_math.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
+#include "conv_lstm_3x3/weight_gradient.inl"
 #include "lstm_gates/math.inl"
 
 // Whether two gates share a vector.

@@ -175,6 +175,11 @@ def _fake_input_gradient(grad, weight, packed, first, count):
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
 
 
+def _fake_weight_gradient(grad, x, h):
+    shape = (grad.shape[1], x.shape[1] + h.shape[1], 3, 3)
+    return grad.new_empty(shape, dtype=torch.promote_types(grad.dtype, torch.float32))
+
+
 _TENSORS = "Tensor x, Tensor h, Tensor c, Tensor weight, Tensor? bias, Tensor? reset"
 _forward = registration.define(
     f"conv_lstm_3x3({_TENSORS}, str order, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -200,13 +205,20 @@ _input_gradient = registration.define(
     reference=_reference_input_gradient,
     fake=_fake_input_gradient,
 )
+_weight_gradient = registration.define(
+    "conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) -> Tensor",
+    reference=reference.conv_3x3_weight_gradient,
+    fake=_fake_weight_gradient,
+)
 registration.define_composed(_forward, composed)
 registration.define_composed(_backward, composed_backward, ("CPU", "CUDA"))
 registration.define_composed(_gradient_weight, lambda weight, first, count: weight.new_empty(0))
 registration.define_composed(_input_gradient, _reference_input_gradient)
+registration.define_composed(_weight_gradient, reference.conv_3x3_weight_gradient)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
 why = "call evkernels.ops.conv_lstm_3x3 and differentiate with create_graph=True"
 registration.forbid_gradient(_backward, why)
 registration.forbid_gradient(_gradient_weight, why)
 registration.forbid_gradient(_input_gradient, why)
+registration.forbid_gradient(_weight_gradient, why)
 registration.define_autocast(_forward, _cast)

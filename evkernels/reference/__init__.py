@@ -19,6 +19,7 @@ from evkernels.reference.conv_lstm_1x1 import (
 )
 from evkernels.reference.conv_lstm_3x3 import (
     conv_3x3_input_gradient,
+    conv_3x3_weight_gradient,
     conv_lstm_3x3,
     conv_lstm_3x3_backward,
     conv_lstm_3x3_kernel,
@@ -79,6 +80,7 @@ __all__ = [
     "contrastive_loss_backward",
     "contrastive_loss_kernel",
     "conv_3x3_input_gradient",
+    "conv_3x3_weight_gradient",
     "conv_gru_3x3",
     "conv_gru_3x3_backward",
     "conv_gru_3x3_kernel",
