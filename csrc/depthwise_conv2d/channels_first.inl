@@ -8,21 +8,21 @@
 
 // The lanes inside the image of the vectors that load_tap loads for each of the filter's columns, where those from
 // `begin` to `end` are inside for the first one, and no more than `limit`.
-template <int kStride, class A>
+template <int kStride, class T>
 EVKERNELS_INLINE void find_lanes(int64_t begin, int64_t end, int64_t limit, int64_t columns, int64_t dilation,
-                                 Lanes<A>* lanes) {
+                                 Lanes<T>* lanes) {
 #pragma GCC unroll 5
   for (int64_t c = 0; c < columns; c += kStride) {
     const int64_t first = begin - c * dilation, last = smaller(end - c * dilation, limit);
-    lanes[c] = Lanes<A>(first, last);
-    if (kStride == 2) lanes[c + 1] = Lanes<A>(first - Arithmetic<A>::kLanes, last - Arithmetic<A>::kLanes);
+    lanes[c] = Lanes<T>(first, last);
+    if (kStride == 2) lanes[c + 1] = Lanes<T>(first - Arithmetic<T>::kLanes, last - Arithmetic<T>::kLanes);
   }
 }
 
 // at[stride * lane + dilation * c]; kEdge: where that is inside.
-template <int kStride, bool kEdge, class T, class A>
+template <int kStride, bool kEdge, class T>
 EVKERNELS_INLINE typename Arithmetic<T>::Type load_tap(const T* at, int64_t c, int64_t dilation,
-                                                       const Lanes<A>* lanes) {
+                                                       const Lanes<T>* lanes) {
   // Odd columns are loaded as those beside the even ones, which the compiler then finds loaded.
   const int64_t first = kStride == 1 ? c : c & ~(int64_t)1;
   typename Arithmetic<T>::Type low, high;
@@ -47,7 +47,7 @@ EVKERNELS_INLINE bool is_inside(const Plane<T>& p, int64_t j) {
 // What one input row adds to a vector in each of the output rows, at one column of the filter. kSize = 0: the filter's
 // size is known at run time only, its values are read where they are needed.
 template <int kSize, int kStride, bool kEdge, class T, class V>
-EVKERNELS_INLINE void convolve_tap(const Plane<T>& p, const T* at, const Lanes<Wide<T>>* lanes, int64_t i, int64_t c,
+EVKERNELS_INLINE void convolve_tap(const Plane<T>& p, const T* at, const Lanes<T>* lanes, int64_t i, int64_t c,
                                    const V* weight, V* sum) {
   const int64_t k = kSize ? kSize : p.k;
   const V x = load_tap<kStride, kEdge>(at, c, kSize ? 1 : p.dilation, lanes);
@@ -60,7 +60,7 @@ EVKERNELS_INLINE void convolve_tap(const Plane<T>& p, const T* at, const Lanes<W
 
 template <int kSize, int kStride, bool kEdge, class T, class V>
 EVKERNELS_INLINE void convolve_vector(const Plane<T>& p, const T* const* row, int64_t left, const V* weight, V* sum) {
-  Lanes<Wide<T>> lanes[kSize ? kSize + 1 : kLargestFilter + 1];
+  Lanes<T> lanes[kSize ? kSize + 1 : kLargestFilter + 1];
   if (kEdge) {
     const int64_t end = p.width - left;
     find_lanes<kStride>(-left, end, end, kSize ? kSize : p.k, kSize ? 1 : p.dilation, lanes);
@@ -86,16 +86,16 @@ EVKERNELS_INLINE void convolve_vector(const Plane<T>& p, const T* const* row, in
 
 // Output rows [first, last); `out` is where the first one goes.
 template <int kSize, int kStride, class T>
-static void convolve_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
-  using V = typename Arithmetic<Wide<T>>::Type;
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes;
-  const V bias = (p.bias ? *p.bias : Wide<T>{}) - V{};
+static void convolve_contiguous(const Plane<T>& p, T* out, int64_t first, int64_t last) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int kLanes = Arithmetic<T>::kLanes;
+  const V bias = (p.bias ? *p.bias : T{}) - V{};
   V weight[kSize ? kSize * kSize : 1];
 #pragma GCC unroll 25
   for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = in_register(p.filter[tap] - V{});
   const int64_t apart = kSize ? 1 : p.dilation, pitch = apart * p.out_width, next = (kBlock - 1) * apart + 1;
   for (int64_t block = first; block < last; block += (block - first) % (kBlock * apart) < apart - 1 ? 1 : next) {
-    Wide<T>* const to = out + (block - first) * p.out_width;
+    T* const to = out + (block - first) * p.out_width;
     const int rows = (int)smaller(kBlock, (last - block + apart - 1) / apart);
     const T* row[(kBlock - 1) * kStride + (kSize ? kSize : kLargestFilter)];
     for (int64_t i = 0; i < (kBlock - 1) * kStride + p.k; ++i) {
@@ -115,7 +115,7 @@ static void convolve_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first, 
         convolve_vector<kSize, kStride, true>(p, row, left, weight, sum);
 #pragma GCC unroll 4
         for (int o = 0; o < kBlock; ++o) {
-          if (o < rows) store_lanes(to + o * pitch + j, sum[o], Lanes<Wide<T>>(0, p.out_width - j));
+          if (o < rows) store_lanes(to + o * pitch + j, sum[o], Lanes<T>(0, p.out_width - j));
         }
       }
     }
@@ -126,7 +126,7 @@ static void convolve_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first, 
 // coordinates that count the padding, input pixel (2 y + a, 2 x + b) meets output pixel (y - t, x - h) at tap
 // (2 t + a, 2 h + b): each vector of the gradient serves the four (a, b), whose sums lie interleaved.
 template <int kSize, bool kEdge, class T, class V>
-EVKERNELS_INLINE void transposed_taps(const Plane<T>& p, const T* at, const Lanes<Wide<T>>* lanes, int64_t t, int64_t h,
+EVKERNELS_INLINE void transposed_taps(const Plane<T>& p, const T* at, const Lanes<T>* lanes, int64_t t, int64_t h,
                                       const V* weight, V (*sum)[2]) {
   const int64_t k = kSize ? kSize : p.k;
   V d;
@@ -145,10 +145,10 @@ EVKERNELS_INLINE void transposed_taps(const Plane<T>& p, const T* at, const Lane
 template <int kSize, bool kEdge, class T, class V>
 EVKERNELS_INLINE void transposed_vector(const Plane<T>& p, const T* const* row, int64_t x, const V* weight,
                                         V (*sum)[2]) {
-  Lanes<Wide<T>> lanes[(kLargestFilter + 1) / 2];
+  Lanes<T> lanes[(kLargestFilter + 1) / 2];
   if (kEdge) {
 #pragma GCC unroll 3
-    for (int64_t h = 0; h < ((kSize ? kSize : p.k) + 1) / 2; ++h) lanes[h] = Lanes<Wide<T>>(h - x, p.width - x + h);
+    for (int64_t h = 0; h < ((kSize ? kSize : p.k) + 1) / 2; ++h) lanes[h] = Lanes<T>(h - x, p.width - x + h);
   }
   if constexpr (kSize == 0) {
     for (int64_t t = 0; t < (p.k + 1) / 2; ++t) {
@@ -166,9 +166,9 @@ EVKERNELS_INLINE void transposed_vector(const Plane<T>& p, const T* const* row, 
   }
 }
 template <int kSize, class T>
-static void transposed_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
-  using V = typename Arithmetic<Wide<T>>::Type;
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes;
+static void transposed_contiguous(const Plane<T>& p, T* out, int64_t first, int64_t last) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int kLanes = Arithmetic<T>::kLanes;
   const int64_t reach = (p.k + 1) / 2;
   V weight[kSize ? kSize * kSize : 1];
 #pragma GCC unroll 25
@@ -189,14 +189,14 @@ static void transposed_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first
       for (int a = 0; a < 2; ++a) {
         const int64_t out_row = 2 * y + a - p.padding;
         if (out_row < first || out_row >= last) continue;
-        Wide<T>* const at = out + (out_row - first) * p.out_width + to;
+        T* const at = out + (out_row - first) * p.out_width + to;
         const V low = interleaved_low(sum[a][0], sum[a][1]), high = interleaved_high(sum[a][0], sum[a][1]);
         if (inside) {
           store(at, low);
           store(at + kLanes, high);
         } else {
-          store_lanes(at, low, Lanes<Wide<T>>(-to, p.out_width - to));
-          store_lanes(at + kLanes, high, Lanes<Wide<T>>(-to - kLanes, p.out_width - to - kLanes));
+          store_lanes(at, low, Lanes<T>(-to, p.out_width - to));
+          store_lanes(at + kLanes, high, Lanes<T>(-to - kLanes, p.out_width - to - kLanes));
         }
       }
     }
@@ -205,13 +205,13 @@ static void transposed_contiguous(const Plane<T>& p, Wide<T>* out, int64_t first
 
 // The gradient of the weights: products of kRows output rows of the gradient d with the input at the filter's rows
 // and columns from `top` and `left_tap` on, added to sums [kTaps * kTaps][lanes] at a distance of `pitch`.
-template <int kTaps, int kStride, int kRows, bool kEdge, class T, class D, class V>
-EVKERNELS_INLINE void multiply_vector(const Plane<T>& p, const T* const* row, const D* d, int64_t j, int64_t left,
+template <int kTaps, int kStride, int kRows, bool kEdge, class T, class V>
+EVKERNELS_INLINE void multiply_vector(const Plane<T>& p, const T* const* row, const T* d, int64_t j, int64_t left,
                                       V* sum, V* sum_d) {
-  Lanes<Wide<T>> lanes[kTaps + 1], rest;
+  Lanes<T> lanes[kTaps + 1], rest;
   if (kEdge) {
     // Both factors are masked: what lies behind the outputs may be infinite.
-    rest = Lanes<Wide<T>>(0, p.out_width - j);
+    rest = Lanes<T>(0, p.out_width - j);
     find_lanes<kStride>(-left, p.width - left, kStride * (p.out_width - j), kTaps, 1, lanes);
   }
   V gradient[kRows];
@@ -236,11 +236,11 @@ EVKERNELS_INLINE void multiply_vector(const Plane<T>& p, const T* const* row, co
   }
 }
 
-template <int kTaps, int kStride, int kRows, class T, class D>
-EVKERNELS_INLINE void multiply_rows(const Plane<T>& p, const D* d, int64_t first, int64_t top, int64_t left_tap,
-                                    Wide<T>* sums, Wide<T>* sum_d) {
-  using V = typename Arithmetic<Wide<T>>::Type;
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes, kInputs = (kRows - 1) * kStride + kTaps;
+template <int kTaps, int kStride, int kRows, class T>
+EVKERNELS_INLINE void multiply_rows(const Plane<T>& p, const T* d, int64_t first, int64_t top, int64_t left_tap,
+                                    T* sums, T* sum_d) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int kLanes = Arithmetic<T>::kLanes, kInputs = (kRows - 1) * kStride + kTaps;
   const T* row[kInputs];
   for (int i = 0; i < kInputs; ++i) {
     const int64_t y = first * kStride - p.padding + top + i;
@@ -260,7 +260,7 @@ EVKERNELS_INLINE void multiply_rows(const Plane<T>& p, const D* d, int64_t first
   for (int r = 0; r < kTaps; ++r) {
 #pragma GCC unroll 5
     for (int c = 0; c < kTaps; ++c) {
-      Wide<T>* const total = sums + (r * p.k + c) * kLanes;
+      T* const total = sums + (r * p.k + c) * kLanes;
       store(total, load(total) + sum[r * kTaps + c]);
     }
   }
@@ -268,10 +268,10 @@ EVKERNELS_INLINE void multiply_rows(const Plane<T>& p, const D* d, int64_t first
 }
 
 // Adds the products of output rows [first, last), the first of which is at d, to sums [k * k + 1][lanes].
-template <int kSize, int kStride, class T, class D>
-static void multiply_contiguous(const Plane<T>& p, const D* d, Wide<T>* sums, int64_t first, int64_t last) {
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes, kRows = kSize == 3 ? 4 : kSize == 5 ? 2 : 1;
-  Wide<T>* const sum_d = sums + p.k * p.k * kLanes;
+template <int kSize, int kStride, class T>
+static void multiply_contiguous(const Plane<T>& p, const T* d, T* sums, int64_t first, int64_t last) {
+  constexpr int kLanes = Arithmetic<T>::kLanes, kRows = kSize == 3 ? 4 : kSize == 5 ? 2 : 1;
+  T* const sum_d = sums + p.k * p.k * kLanes;
   if constexpr (kSize == 0) {
     for (; first < last; ++first, d += p.out_width) {
       for (int64_t tap = 0; tap < p.k * p.k; ++tap) {

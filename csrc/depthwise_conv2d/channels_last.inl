@@ -37,18 +37,17 @@ struct Interior {
 
 // kPixels outputs from column `left` on of two rows, the second of which may be null; kEdge: at the filter's columns
 // [begin, end) only.
-template <int kPixels, int kSize, int kStride, bool kEdge, class T, class Y>
+template <int kPixels, int kSize, int kStride, bool kEdge, class T>
 EVKERNELS_INLINE void convolve_pixels(const Plane<T>& p, const T* const* row, int64_t left, int64_t begin, int64_t end,
-                                      Y* const* to) {
-  using A = Wide<T>;
-  using V = typename Arithmetic<A>::Type;
-  constexpr int kLanes = Arithmetic<A>::kLanes;
-  const int64_t C = p.channels, k = kSize ? kSize : p.k, vectors = channel_vectors<A>(C);
+                                      T* const* to) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int kLanes = Arithmetic<T>::kLanes;
+  const int64_t C = p.channels, k = kSize ? kSize : p.k, vectors = channel_vectors<T>(C);
   const int64_t dilation = kSize ? 1 : p.dilation;
   for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t channel = first_channel<A>(v, C);
+    const int64_t channel = first_channel<T>(v, C);
     const V bias = p.bias ? load(p.bias + v * kLanes) : V{};
-    const A* const filter = p.filter + v * k * k * kLanes;
+    const T* const filter = p.filter + v * k * k * kLanes;
     V sum[2][kPixels];
 #pragma GCC unroll 2
     for (int o = 0; o < 2; ++o) {
@@ -100,13 +99,13 @@ EVKERNELS_INLINE void convolve_pixels(const Plane<T>& p, const T* const* row, in
 }
 
 // Output rows [first, last); `out` is where the first one goes.
-template <int kSize, int kStride, class T, class Y>
-static void convolve_interleaved(const Plane<T>& p, Y* out, int64_t first, int64_t last) {
+template <int kSize, int kStride, class T>
+static void convolve_interleaved(const Plane<T>& p, T* out, int64_t first, int64_t last) {
   constexpr int kPixels = 4;
   const Interior interior(p.width, p.out_width, p.span(), kStride, p.padding);
   const int64_t count = p.out_width * p.channels, apart = kSize ? 1 : p.dilation;
   for (int64_t block = first; block < last; block += (block - first) % (2 * apart) < apart - 1 ? 1 : apart + 1) {
-    Y* const upper = out + (block - first) * count;
+    T* const upper = out + (block - first) * count;
     const bool both = block + apart < last;
     const T* row[kLargestFilter + kStride];
     for (int64_t i = 0; i < p.k + kStride; ++i) {
@@ -117,7 +116,7 @@ static void convolve_interleaved(const Plane<T>& p, Y* out, int64_t first, int64
       const bool inside = j >= interior.begin && j < interior.end && interior.end - interior.begin >= kPixels;
       if (inside) j = smaller(j, interior.end - kPixels);
       const int64_t left = j * kStride - p.padding;
-      Y* const to[2] = {upper + j * p.channels, both ? upper + apart * count + j * p.channels : nullptr};
+      T* const to[2] = {upper + j * p.channels, both ? upper + apart * count + j * p.channels : nullptr};
       if (inside) {
         convolve_pixels<kPixels, kSize, kStride, false>(p, row, left, 0, p.k, to);
         j += kPixels;
@@ -134,18 +133,17 @@ static void convolve_interleaved(const Plane<T>& p, Y* out, int64_t first, int64
 // The gradient of the input at stride 2, as in channels_first.inl: kPairs times two input columns from 2 x on (padding
 // counted) of the two rows `to`, null outside of what is wanted. kEdge: of columns outside nothing is read or written.
 template <int kPairs, int kSize, bool kEdge, class T>
-EVKERNELS_INLINE void transposed_pairs(const Plane<T>& p, const TapRows<T>& rows, int64_t x, Wide<T>* const* to) {
-  using A = Wide<T>;
-  using V = typename Arithmetic<A>::Type;
-  constexpr int kLanes = Arithmetic<A>::kLanes;
-  const int64_t C = p.channels, k = kSize ? kSize : p.k, vectors = channel_vectors<A>(C);
+EVKERNELS_INLINE void transposed_pairs(const Plane<T>& p, const TapRows<T>& rows, int64_t x, T* const* to) {
+  using V = typename Arithmetic<T>::Type;
+  constexpr int kLanes = Arithmetic<T>::kLanes;
+  const int64_t C = p.channels, k = kSize ? kSize : p.k, vectors = channel_vectors<T>(C);
   for (int64_t v = 0; v < vectors; ++v) {
-    const int64_t channel = first_channel<A>(v, C);
+    const int64_t channel = first_channel<T>(v, C);
     V sum[2][2 * kPairs] = {};
     for (int64_t n = 0; n < rows.count; ++n) {
       const int64_t t = rows.tap[n];
       const T* const at = rows.row[n] + x * C + channel;
-      const A* const weight = p.filter + (v * k + 2 * t) * k * kLanes;
+      const T* const weight = p.filter + (v * k + 2 * t) * k * kLanes;
       const auto add = [&](int64_t h) __attribute__((always_inline)) {
         if (kEdge && (x - h < 0 || x - h >= p.width)) return;
 #pragma GCC unroll 2
@@ -179,13 +177,13 @@ EVKERNELS_INLINE void transposed_pairs(const Plane<T>& p, const TapRows<T>& rows
   }
 }
 template <int kSize, class T>
-static void transposed_interleaved(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
+static void transposed_interleaved(const Plane<T>& p, T* out, int64_t first, int64_t last) {
   constexpr int kPairs = 2;
   const int64_t reach = (p.k + 1) / 2, row = p.out_width * p.channels;
   const int64_t begin = larger(reach - 1, (p.padding + 1) / 2), end = smaller(p.width, (p.out_width + p.padding) / 2);
   for (int64_t y = (first + p.padding) / 2; 2 * y < last + p.padding; ++y) {
     const TapRows<T> rows(p, y, -1, reach);
-    Wide<T>* to[2];
+    T* to[2];
     for (int a = 0; a < 2; ++a) {
       const int64_t out_row = 2 * y + a - p.padding;
       to[a] = out_row >= first && out_row < last ? out + (out_row - first) * row : nullptr;
@@ -207,8 +205,8 @@ static void transposed_interleaved(const Plane<T>& p, Wide<T>* out, int64_t firs
 // columns and rows, of which [begin, end) and those not null are inside. An input in a register serves all of them. One
 // row at a time, for which an input comes three times from the second-level cache instead of twice, took 1.1 times as
 // long where all fits there; from memory it is as fast.
-template <int kRows, int kPixels, int kTaps, int kStride, bool kEdge, class T, class D, class V>
-EVKERNELS_INLINE void multiply_pixels(const T* const* row, const D* d, int64_t pitch, int64_t offset, int64_t channels,
+template <int kRows, int kPixels, int kTaps, int kStride, bool kEdge, class T, class V>
+EVKERNELS_INLINE void multiply_pixels(const T* const* row, const T* d, int64_t pitch, int64_t offset, int64_t channels,
                                       int64_t begin, int64_t end, V* sum, V* sum_d) {
   V gradient[kRows][kPixels], total_d = {};
 #pragma GCC unroll 2
@@ -243,13 +241,12 @@ EVKERNELS_INLINE void multiply_pixels(const T* const* row, const D* d, int64_t p
 // The products of kRows output rows at the filter's rows and columns from `top` and `left_tap` on, in pixels, added to
 // sums [vector of channels][k * k + 1][lanes], which begin at the first of these taps; where that is the filter's,
 // those of d alone too.
-template <int kTaps, int kStride, int kRows, class T, class D>
-EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const D* d, int64_t first, int64_t top, int64_t left_tap,
-                                       Wide<T>* sums) {
-  using A = Wide<T>;
-  using V = typename Arithmetic<A>::Type;
+template <int kTaps, int kStride, int kRows, class T>
+EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const T* d, int64_t first, int64_t top, int64_t left_tap,
+                                       T* sums) {
+  using V = typename Arithmetic<T>::Type;
   // Products of one input, and registers, where there are only 16 of them.
-  constexpr int kLanes = Arithmetic<A>::kLanes, kPixels = kTaps == 5 || (kRows == 2 && kLanes < 16) ? 2 : 4;
+  constexpr int kLanes = Arithmetic<T>::kLanes, kPixels = kTaps == 5 || (kRows == 2 && kLanes < 16) ? 2 : 4;
   constexpr int kInputs = (kRows - 1) * kStride + kTaps;
   const int64_t C = p.channels, taps = p.k * p.k, pitch = p.out_width * C;
   const Interior interior(p.width, p.out_width, kTaps, kStride, p.padding - left_tap);
@@ -258,13 +255,13 @@ EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const D* d, int64_t fi
     const int64_t y = first * kStride - p.padding + top + i;
     row[i] = y >= 0 && y < p.height ? p.x + y * p.width * C : nullptr;
   }
-  for (int64_t v = 0; v < channel_vectors<A>(C); ++v, sums += (taps + 1) * kLanes) {
-    const int64_t channel = first_channel<A>(v, C);
+  for (int64_t v = 0; v < channel_vectors<T>(C); ++v, sums += (taps + 1) * kLanes) {
+    const int64_t channel = first_channel<T>(v, C);
     // Rows are summed on their own before they join those above: rounding errors grow with the longer of the two.
     V sum[kTaps * kTaps] = {}, sum_d = {};
     for (int64_t j = 0; j < p.out_width;) {
       const int64_t left = j * kStride - p.padding + left_tap, offset = left * C + channel;
-      const D* const at = d + j * C + channel;
+      const T* const at = d + j * C + channel;
       if (j >= interior.begin && j + kPixels <= interior.end) {
         multiply_pixels<kRows, kPixels, kTaps, kStride, false>(row, at, pitch, offset, C, 0, kTaps, sum, &sum_d);
         j += kPixels;
@@ -277,7 +274,7 @@ EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const D* d, int64_t fi
     for (int r = 0; r < kTaps; ++r) {
 #pragma GCC unroll 5
       for (int c = 0; c < kTaps; ++c) {
-        A* const total = sums + (r * p.k + c) * kLanes;
+        T* const total = sums + (r * p.k + c) * kLanes;
         store(total, load(total) + sum[r * kTaps + c]);
       }
     }
@@ -286,9 +283,9 @@ EVKERNELS_INLINE void multiply_rows_of(const Plane<T>& p, const D* d, int64_t fi
 }
 
 // Adds the products of output rows [first, last), the first of which is at d.
-template <int kSize, int kStride, class T, class D>
-static void multiply_interleaved(const Plane<T>& p, const D* d, Wide<T>* sums, int64_t first, int64_t last) {
-  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes, kRows = kSize == 3 ? 2 : 1;
+template <int kSize, int kStride, class T>
+static void multiply_interleaved(const Plane<T>& p, const T* d, T* sums, int64_t first, int64_t last) {
+  constexpr int kLanes = Arithmetic<T>::kLanes, kRows = kSize == 3 ? 2 : 1;
   if constexpr (kSize == 0) {
     for (; first < last; ++first, d += p.out_width * p.channels) {
       for (int64_t tap = 0; tap < p.k * p.k; ++tap) {

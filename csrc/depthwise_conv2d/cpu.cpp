@@ -42,7 +42,7 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
     using T = typename decltype(t)::type;
     torch::stable::parallel_for(0, g.planes * g.out_height, rows_per_task(g.out_width * g.channels),
                                 [&](int64_t begin, int64_t end) {
-                                  const auto scratch = memory<Compute<T>>(g.forward_memory());
+                                  const auto scratch = memory<Compute<T>>(g.forward_memory(sizeof(T) == 2));
                                   EVKERNELS_CALL(depthwise_forward, data<T>(x), data<T>(weight), data<T>(bias),
                                                  mutable_data<T>(y), g, kind, scratch.get(), begin, end);
                                 });
@@ -50,9 +50,11 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int
   return in_layout(y, wanted);
 }
 
+}  // namespace
+
 // Adds up the partial sums [unit][k * k + 1][channels] in the order of the units.
 template <class T>
-void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const DepthwiseGeometry& g) {
+void reduce_depthwise_sums(const double* sums, T* grad_weight, T* grad_bias, const DepthwiseGeometry& g) {
   const int64_t taps = g.k * g.k, units = g.sums_per_plane();
   for (int64_t filter = 0; filter < g.filters; ++filter) {
     for (int64_t tap = grad_weight ? 0 : taps; tap < (grad_bias ? taps + 1 : taps); ++tap) {
@@ -68,7 +70,23 @@ void reduce_sums(const double* sums, T* grad_weight, T* grad_bias, const Depthwi
   }
 }
 
-}  // namespace
+template <class T>
+void depthwise_backward_units(const T* x, const T* weight, const T* d_y, int64_t d_first, T* d_x, double* sums,
+                              const DepthwiseGeometry& g, Compute<T>* memory, int64_t begin, int64_t end) {
+  const T* const no_bias = nullptr;
+  EVKERNELS_CALL(depthwise_backward, x, weight, no_bias, d_y, d_first, d_x, sums, g, Activation::kNone, memory, begin,
+                 end);
+}
+
+#define EVKERNELS_INSTANTIATE(T)                                                                \
+  template void reduce_depthwise_sums<T>(const double*, T*, T*, const DepthwiseGeometry&);      \
+  template void depthwise_backward_units<T>(const T*, const T*, const T*, int64_t, T*, double*, \
+                                            const DepthwiseGeometry&, Compute<T>*, int64_t, int64_t);
+EVKERNELS_INSTANTIATE(float)
+EVKERNELS_INSTANTIATE(double)
+EVKERNELS_INSTANTIATE(BFloat16)
+EVKERNELS_INSTANTIATE(Half)
+#undef EVKERNELS_INSTANTIATE
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_output, Tensor x, Tensor weight,
                                                                  std::optional<Tensor> bias, int64_t stride,
@@ -95,13 +113,13 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_cpu(Tensor grad_out
     T* const d_x = need_x ? mutable_data<T>(grad_x) : nullptr;
     const int64_t grain = rows_per_task(g.rows_per_sum() * g.out_width * g.channels);
     torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      const auto scratch = memory<Compute<T>>(g.backward_memory());
-      EVKERNELS_CALL(depthwise_backward, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output), d_x,
+      const auto scratch = memory<Compute<T>>(g.backward_memory(sizeof(T) == 2));
+      EVKERNELS_CALL(depthwise_backward, data<T>(x), data<T>(weight), data<T>(bias), data<T>(grad_output), 0, d_x,
                      sums.get(), g, kind, scratch.get(), begin, end);
     });
     if (need_sums) {
-      reduce_sums<T>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
-                     need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
+      reduce_depthwise_sums<T>(sums.get(), need_weight ? mutable_data<T>(grad_weight) : nullptr,
+                               need_bias ? mutable_data<T>(grad_bias) : nullptr, g);
     }
   });
   return {need_x ? in_layout(grad_x, wanted) : grad_x, grad_weight, grad_bias};

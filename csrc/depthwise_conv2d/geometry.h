@@ -25,8 +25,9 @@ struct DepthwiseGeometry {
   }
   int64_t sums_per_plane() const { return (out_height + rows_per_sum() - 1) / rows_per_sum(); }
 
-  // Rows of the gradient at the pre-activation that a sum and the input rows beside it need.
-  int64_t rows_before_sum() const { return rows_per_sum() + (span() - 1) / stride; }
+  // Rows of the gradient at the pre-activation that the input rows beside a sum need, above its own and with them.
+  int64_t rows_above_sum() const { return (span() - 1) / stride; }
+  int64_t rows_before_sum() const { return rows_per_sum() + rows_above_sum(); }
   // The input row that the top of the filter meets at an output row: where the backward pass splits the input.
   int64_t input_row(int64_t out_row) const {
     const int64_t row = out_row * stride - padding;
@@ -34,20 +35,27 @@ struct DepthwiseGeometry {
   }
 
   // Rows of `count` elements that pass from one loop to the next by way of the L1 cache. A multiple of four, as many as
-  // are convolved together.
-  int64_t rows_at_once(int64_t count) const { return 4 * larger(1, 1024 / count); }
+  // are convolved together. Twice as many where rows are widened, as those that the filter reaches beyond them are
+  // widened again.
+  int64_t rows_at_once(int64_t count, bool widened) const { return (widened ? 8 : 4) * larger(1, 1024 / count); }
   // Channels filled up to vectors of any length.
   int64_t padded_channels() const { return channels == 1 ? 1 : (channels + 15) / 16 * 16; }
 
-  // Elements of memory that each loop function needs.
-  int64_t forward_memory() const {
-    return (k * k + 1) * padded_channels() + rows_at_once(out_width * channels) * out_width * channels;
+  // Elements of memory that each loop function needs; `widened`: for rows of a 16-bit type, on their way in and out.
+  int64_t forward_memory(bool widened) const {
+    const int64_t count = out_width * channels;
+    return (k * k + 1) * padded_channels() + (widened ? rows_at_once(count, true) * count + window_memory() : 0);
   }
-  int64_t backward_memory() const {
+  int64_t backward_memory(bool widened) const {
     return (2 * k * k + 1) * padded_channels() + (k * k + 1) * larger(padded_channels(), 16) +
-           rows_before_sum() * out_width * channels + rows_at_once(width * channels) * width * channels;
+           rows_before_sum() * out_width * channels +
+           (widened ? larger(rows_at_once(width * channels, true) * width * channels, window_memory()) : 0);
   }
 
  private:
+  // The input rows that as many output rows meet as pass at once.
+  int64_t window_memory() const {
+    return (rows_at_once(out_width * channels, true) * stride + span() - 1) * width * channels;
+  }
   static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 };

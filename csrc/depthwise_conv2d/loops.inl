@@ -1,10 +1,12 @@
 // Loops of depthwise_conv2d over output rows (forward) and units of output rows (backward), compiled once per
 // instruction set. The convolutions themselves are in channels_first.inl and channels_last.inl, one file per layout.
 //
-// Input and output are read and written in place, whatever the padding and stride. Rows pass through a scratch of a few
-// rows only on their way to 16-bit types. One unit of the backward pass forms the gradient at the pre-activation (kept
-// for these rows alone), its products with the input and the gradient of the input rows above, while all are in the
-// cache.
+// Input and output are read and written in place, whatever the padding and stride, in float and double. The rows of
+// 16-bit types pass through a scratch of a few rows, widened on the way in and rounded on the way out. Convolutions on
+// 16-bit rows themselves, which convert a value once for each row of the filter, took 0.7 (channels_last forward
+// without activation) to 1.5 times as long on AVX2, and this file two and a half times as long to compile. One unit of
+// the backward pass forms the gradient at the pre-activation (kept for these rows alone), its products with the input
+// and the gradient of the input rows above, while all are in the cache.
 //
 // The floor is the larger of k * k multiply-adds per output and of one read of x and one write of y; backward, twice
 // the multiply-adds, one read of x and of the gradient and one write. At 3 x 3, 1 x 16 x 260 x 346 channels_last in
@@ -38,45 +40,57 @@ EVKERNELS_INLINE void dispatch_size(const Plane<T>& p, const F& f) {
   f(Size<0>{});
 }
 
-// Y is Wide<T>; or a 16-bit T, which needs no scratch, if channels_last and nothing follows the convolution: a scratch
-// takes 1.1 to 1.2 times as long there, and no longer where rows are contiguous.
-template <class T, class Y>
-static void convolve(const Plane<T>& p, int64_t stride, Y* out, int64_t first, int64_t last) {
+template <class A>
+static void convolve(const Plane<A>& p, int64_t stride, A* out, int64_t first, int64_t last) {
   dispatch_size(p, [&](auto size) {
     constexpr int k = decltype(size)::value;
     if (p.channels == 1) {
-      (stride == 1 ? convolve_contiguous<k, 1, T> : convolve_contiguous<k, 2, T>)(p, (Wide<T>*)out, first, last);
+      (stride == 1 ? convolve_contiguous<k, 1, A> : convolve_contiguous<k, 2, A>)(p, out, first, last);
     } else {
-      (stride == 1 ? convolve_interleaved<k, 1, T, Y> : convolve_interleaved<k, 2, T, Y>)(p, out, first, last);
+      (stride == 1 ? convolve_interleaved<k, 1, A> : convolve_interleaved<k, 2, A>)(p, out, first, last);
     }
   });
 }
 
-template <class T>
-static void convolve_transposed(const Plane<T>& p, Wide<T>* out, int64_t first, int64_t last) {
+template <class A>
+static void convolve_transposed(const Plane<A>& p, A* out, int64_t first, int64_t last) {
   dispatch_size(p, [&](auto size) {
     constexpr int k = decltype(size)::value;
-    (p.channels == 1 ? transposed_contiguous<k, T> : transposed_interleaved<k, T>)(p, out, first, last);
+    (p.channels == 1 ? transposed_contiguous<k, A> : transposed_interleaved<k, A>)(p, out, first, last);
   });
 }
 
-template <class T, class D>
-static void multiply(const Plane<T>& p, int64_t stride, const D* d, Wide<T>* sums, int64_t first, int64_t last) {
+template <class A>
+static void multiply(const Plane<A>& p, int64_t stride, const A* d, A* sums, int64_t first, int64_t last) {
   dispatch_size(p, [&](auto size) {
     constexpr int k = decltype(size)::value;
     if (p.channels == 1) {
-      (stride == 1 ? multiply_contiguous<k, 1, T, D> : multiply_contiguous<k, 2, T, D>)(p, d, sums, first, last);
+      (stride == 1 ? multiply_contiguous<k, 1, A> : multiply_contiguous<k, 2, A>)(p, d, sums, first, last);
     } else {
-      (stride == 1 ? multiply_interleaved<k, 1, T, D> : multiply_interleaved<k, 2, T, D>)(p, d, sums, first, last);
+      (stride == 1 ? multiply_interleaved<k, 1, A> : multiply_interleaved<k, 2, A>)(p, d, sums, first, last);
     }
   });
 }
 
-template <class P>
-struct PointeeOf;
+// The rows of a plane that its output rows [first, last) meet: the plane itself or, of 16-bit types, an image of these
+// rows in `scratch`. Its output rows are counted from `above` on.
 template <class T>
-struct PointeeOf<const T*> {
-  using type = T;
+struct Window {
+  Plane<Wide<T>> rows;
+  int64_t above;
+
+  Window(const Plane<T>& p, int64_t stride, int64_t first, int64_t last, Wide<T>* scratch) {
+    if constexpr (__is_same(T, Wide<T>)) {
+      rows = p;
+      above = 0;
+    } else {
+      above = larger(0, (first * stride - p.padding) / stride);
+      const int64_t top = smaller(above * stride, p.height), row = p.width * p.channels;
+      const int64_t bottom = larger(top, smaller((last - 1) * stride - p.padding + p.span(), p.height));
+      widen(p.x + top * row, scratch, (bottom - top) * row);
+      rows = {scratch, bottom - top, p.width, p.out_width, p.channels, p.k, p.padding, p.dilation, p.filter, p.bias};
+    }
+  }
 };
 
 // Sums [vector of channels][taps][lanes], or those of one channel [taps][lanes], as [taps][channels].
@@ -151,102 +165,101 @@ template <class T>
 static void depthwise_forward(const T* x, const T* weight, const T* bias, T* y, const DepthwiseGeometry& g,
                               Activation activation, Wide<T>* memory, int64_t begin, int64_t end) {
   using A = Wide<T>;
+  constexpr bool kWidened = !__is_same(T, A);
   Filters<T> filters(g, weight, bias, false, memory);
   const int64_t count = g.out_width * g.channels;
+  A* const scratch = kWidened ? take(memory, g.rows_at_once(count, kWidened) * count) : nullptr;
   // Rows go on to the activation while they are in the cache.
-  const bool in_place = activation == Activation::kNone && (__is_same(T, A) || g.channels > 1);
-  const int64_t most = in_place ? g.out_height : g.rows_at_once(count);
+  const int64_t most = activation == Activation::kNone && !kWidened ? g.out_height : g.rows_at_once(count, kWidened);
   for (int64_t i = begin; i < end;) {
     const int64_t plane = i / g.out_height, row = i % g.out_height;
     const int64_t rows = smaller(most, smaller(end - i, g.out_height - row));
     filters.go_to(plane);
-    if (in_place) {
-      convolve(filters.input(x, plane), g.stride, y + i * count, row, row + rows);
-    } else {
-      A* pre = memory;
-      if constexpr (__is_same(T, A)) pre = y + i * count;
-      convolve(filters.input(x, plane), g.stride, pre, row, row + rows);
-      activate_row(activation, pre, y + i * count, rows * count);
-    }
+    const Window<T> window(filters.input(x, plane), g.stride, row, row + rows, memory);
+    A* pre = scratch;
+    if constexpr (!kWidened) pre = y + i * count;
+    convolve(window.rows, g.stride, pre, row - window.above, row + rows - window.above);
+    if (kWidened || activation != Activation::kNone) activate_row(activation, pre, y + i * count, rows * count);
     i += rows;
   }
 }
 
 // Rows [first, last) of the gradient of the input, from that at the pre-activation.
-template <class T, class D>
-static void input_gradient(const Plane<D>& d, const DepthwiseGeometry& g, Wide<T>* scratch, T* d_x, int64_t first,
+template <class T>
+static void input_gradient(const Plane<Wide<T>>& d, const DepthwiseGeometry& g, Wide<T>* scratch, T* d_x, int64_t first,
                            int64_t last) {
   using A = Wide<T>;
-  if constexpr (__is_same(T, D)) {
-    if (g.stride == 1 && (__is_same(T, A) || g.channels > 1)) return convolve(d, 1, d_x, first, last);
-  }
-  const int64_t count = g.width * g.channels, most = __is_same(T, A) ? last : g.rows_at_once(count);
+  constexpr bool kWidened = !__is_same(T, A);
+  const int64_t count = g.width * g.channels, most = kWidened ? g.rows_at_once(count, kWidened) : last;
   for (int64_t rows; first < last; first += rows, d_x += rows * count) {
     rows = smaller(most, last - first);
     A* to = scratch;
-    if constexpr (__is_same(T, A)) to = d_x;
+    if constexpr (!kWidened) to = d_x;
     if (g.stride == 1) {
       convolve(d, 1, to, first, first + rows);
     } else {
       convolve_transposed(d, to, first, first + rows);
     }
-    if (!__is_same(T, A)) activate_row(Activation::kNone, to, d_x, rows * count);
+    if (kWidened) activate_row(Activation::kNone, to, d_x, rows * count);
   }
 }
 
 // Units [begin, end) of g.rows_per_sum() output rows each, and the input rows from there to the next unit: the gradient
-// of the input, and sums [unit][k * k + 1][channels] of the gradients of weights and bias; either may be null.
+// of the input, and sums [unit][k * k + 1][channels] of the gradients of weights and bias; either may be null. `d_y`
+// begins with row `d_first` of all planes' output rows; g.rows_above_sum() above the first unit's are read, too.
 template <class T>
-static void depthwise_backward(const T* x, const T* weight, const T* bias, const T* d_y, T* d_x, double* sums,
-                               const DepthwiseGeometry& g, Activation activation, Wide<T>* memory, int64_t begin,
-                               int64_t end) {
+static void depthwise_backward(const T* x, const T* weight, const T* bias, const T* d_y, int64_t d_first, T* d_x,
+                               double* sums, const DepthwiseGeometry& g, Activation activation, Wide<T>* memory,
+                               int64_t begin, int64_t end) {
   using A = Wide<T>;
+  constexpr bool kWidened = !__is_same(T, A);
   Filters<T> filters(g, weight, bias, true, memory);
-  A* const unit_sums = take(memory, (g.k * g.k + 1) * larger(g.padded_channels(), 16));
-  A* const pre = take(memory, g.rows_before_sum() * g.out_width * g.channels);
   const int64_t count = g.out_width * g.channels, taps = g.k * g.k + 1;
+  const int64_t sums_size = taps * larger(g.padded_channels(), 16);
+  A* const unit_sums = take(memory, sums_size);
+  A* const pre = take(memory, g.rows_before_sum() * count);
+  const bool plain = activation == Activation::kNone, in_place = plain && !kWidened;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t plane = unit / g.sums_per_plane(), first = unit % g.sums_per_plane() * g.rows_per_sum();
     const int64_t last = smaller(first + g.rows_per_sum(), g.out_height);
     filters.go_to(plane);
-    const Plane<T> input = filters.input(x, plane);
-    const auto backward = [&](const auto* d, int64_t top, int64_t bottom) {
-      if (sums) {
-        __builtin_memset(unit_sums, 0, taps * larger(g.padded_channels(), 16) * sizeof(A));
-        multiply(input, g.stride, d + (first - top) * count, unit_sums, first, last);
-        write_sums<A>(unit_sums, g.channels, taps, sums + unit * taps * g.channels);
+    const int64_t top = larger(0, first - g.rows_above_sum());
+    const T* const d_rows = d_y + (plane * g.out_height + top - d_first) * count;
+    // The gradient at the pre-activation, from output row `top` on.
+    const A* d = pre;
+    if constexpr (!kWidened) d = in_place ? d_rows : pre;
+    __builtin_memset(unit_sums, 0, sums_size * sizeof(A));
+    for (int64_t row = in_place ? first : top, rows; row < last; row += rows) {
+      const int64_t stop = row < first ? first : last;
+      rows = in_place ? stop - row : smaller(g.rows_at_once(count, kWidened), stop - row);
+      const bool summed = sums && row >= first;
+      A* const to = pre + (row - top) * count;
+      if (plain && !in_place) widen(d_rows + (row - top) * count, to, rows * count);
+      if (plain && !summed) continue;
+      const Window<T> window(filters.input(x, plane), g.stride, row, row + rows, memory);
+      const int64_t from = row - window.above;
+      if (!plain) {
+        convolve(window.rows, g.stride, to, from, from + rows);
+        activation_gradient_row(activation, to, d_rows + (row - top) * count, rows * count);
       }
-      if (!d_x) return;
-      const int64_t from = first == 0 ? 0 : g.input_row(first),
-                    to = last == g.out_height ? g.height : g.input_row(last);
-      // The rows of d, from `top` on, as an image; row `top` of the output lies above row stride * top of the input.
-      const int64_t shift = g.stride * top;
-      const Plane<typename PointeeOf<decltype(d)>::type> gradient = {
-          d,
-          bottom - top,
-          g.out_width,
-          g.width,
-          g.channels,
-          g.k,
-          g.stride == 1 ? g.span() - 1 - g.padding : g.padding,
-          g.dilation,
-          g.stride == 1 ? filters.turned : filters.filter,
-          nullptr};
-      input_gradient<T>(gradient, g, memory, d_x + (plane * g.height + from) * g.width * g.channels, from - shift,
-                        to - shift);
-    };
-    const T* const d_plane = d_y + plane * g.out_height * count;
-    if (activation == Activation::kNone) {
-      backward(d_plane, 0, g.out_height);
-    } else {
-      const int64_t top = larger(0, first - (g.span() - 1) / g.stride);
-      for (int64_t row = top, rows; row < last; row += rows) {
-        rows = smaller(g.rows_at_once(count), last - row);
-        A* const to = pre + (row - top) * count;
-        convolve(input, g.stride, to, row, row + rows);
-        activation_gradient_row(activation, to, d_plane + row * count, rows * count);
-      }
-      backward((const A*)pre, top, last);
+      if (summed) multiply(window.rows, g.stride, d + (row - top) * count, unit_sums, from, from + rows);
     }
+    if (sums) write_sums<A>(unit_sums, g.channels, taps, sums + unit * taps * g.channels);
+    if (!d_x) continue;
+    const int64_t from = first == 0 ? 0 : g.input_row(first), to = last == g.out_height ? g.height : g.input_row(last);
+    // The rows of d, from `top` on, as an image; row `top` of the output lies above row stride * top of the input.
+    const int64_t shift = g.stride * top;
+    const Plane<A> gradient = {d,
+                               last - top,
+                               g.out_width,
+                               g.width,
+                               g.channels,
+                               g.k,
+                               g.stride == 1 ? g.span() - 1 - g.padding : g.padding,
+                               g.dilation,
+                               g.stride == 1 ? filters.turned : filters.filter,
+                               nullptr};
+    input_gradient<T>(gradient, g, memory, d_x + (plane * g.height + from) * g.width * g.channels, from - shift,
+                      to - shift);
   }
 }

@@ -153,6 +153,17 @@ EVKERNELS_INLINE void map_row(const A* from, T* to, int64_t count, const F& f) {
   store_lanes(to + j, f(load_lanes(from + j, rest)), rest);
 }
 
+// to = from, in the type of the computation.
+template <class T>
+static void widen(const T* from, Wide<T>* to, int64_t count) {
+  constexpr int kLanes = Arithmetic<Wide<T>>::kLanes;
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) store(to + j, load(from + j));
+  if (j == count) return;
+  const Lanes<Wide<T>> rest(0, count - j);
+  store_lanes(to + j, load_lanes(from + j, rest), rest);
+}
+
 // y = activation(pre), rounded; y may be pre.
 template <class T, class A>
 static void activate_row(Activation kind, const A* pre, T* y, int64_t count) {
