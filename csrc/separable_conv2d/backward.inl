@@ -19,11 +19,10 @@ static int64_t separable_conv2d_groups(const SeparableShape& s, bool channels_la
   return (tiles + tiles_per_group(tiles) - 1) / tiles_per_group(tiles);
 }
 
-// to = gradient at `pre` of an activation whose output's gradient is `from`; [rows, columns], each at its own stride.
-template <Activation kind, class V, class Pre, class From, class To>
-static void gradient_rows(const Pre* __restrict__ pre, int64_t pre_stride, const From* __restrict__ from,
-                          int64_t from_stride, To* __restrict__ to, int64_t to_stride, int64_t rows, int64_t columns) {
-  constexpr int64_t lanes = Arithmetic<Pre>::kLanes;
+template <Activation kind, class V, class R>
+static void gradient_rows(const R* pre, int64_t pre_stride, const R* from, int64_t from_stride, R* to,
+                          int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
   for (int64_t m = 0; m < rows; ++m, pre += pre_stride, from += from_stride, to += to_stride) {
     int64_t k = 0;
     for (; k + lanes <= columns; k += lanes) {
@@ -37,10 +36,36 @@ static void gradient_rows(const Pre* __restrict__ pre, int64_t pre_stride, const
   }
 }
 
-template <class V, class... Rest>
-EVKERNELS_INLINE void gradient_of(Activation kind, Rest... rest) {
-  with_activation(kind, [&](auto constant)
-                            __attribute__((always_inline)) { gradient_rows<decltype(constant)::value, V>(rest...); });
+// to = gradient at `pre` of an activation whose output's gradient is `from`; [rows, columns], each at its own stride.
+// `to` may be `from`. A 16-bit `to` is reached by way of `from`, see activate_rows.
+template <class V, class R, class From, class T>
+EVKERNELS_INLINE void gradient_of(Activation kind, const R* pre, int64_t pre_stride, From* from, int64_t from_stride,
+                                  T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  if constexpr (__is_same(T, R)) {
+    with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+      gradient_rows<decltype(constant)::value, V, R>(pre, pre_stride, from, from_stride, to, to_stride, rows, columns);
+    });
+  } else {
+    if (kind != Activation::kNone)
+      gradient_of<V>(kind, pre, pre_stride, from, from_stride, from, from_stride, rows, columns);
+    convert_rows<V>((const R*)from, from_stride, to, to_stride, rows, columns);
+  }
+}
+
+// Rows in the type of the computation: where they are, or as a copy in `scratch`.
+template <class R>
+struct WideRows {
+  const R* at;
+  int64_t stride;
+};
+template <class V, class T, class R>
+EVKERNELS_INLINE WideRows<R> widened(const T* from, int64_t stride, R* scratch, int64_t scratch_stride, int64_t rows,
+                                     int64_t columns) {
+  if constexpr (__is_same(T, R)) return {from, stride};
+  if constexpr (!__is_same(T, R)) {
+    convert_rows<V>(from, stride, scratch, scratch_stride, rows, columns);
+    return {scratch, scratch_stride};
+  }
 }
 
 // The buffers of one tile, rows and columns rounded up. channels_last: pixels by channels; NCHW: channels by pixels.
@@ -97,84 +122,112 @@ EVKERNELS_INLINE Compute<T> sum_of(const Compute<T>* __restrict__ values, int64_
   return total;
 }
 
-// Groups [begin, end). `pre` is the output before its activation, or null; `panels` is for channels_last only; `sums`
-// holds separable_conv2d_sums_size elements per group.
 template <class T>
-static void separable_conv2d_backward_groups(const T* __restrict__ d_output, const T* __restrict__ x,
-                                             const T* __restrict__ pre, Compute<T>* packed, const Compute<T>* panels,
-                                             T* __restrict__ d_pre, Compute<T>* sums, Compute<T>* memory,
-                                             const SeparableShape& s, bool channels_last, int64_t begin, int64_t end) {
+using BackwardCall = SeparableBackward<T, Compute<T>>;
+
+// Pixels [first, first + count) of channels_last: `d_pre`, the gradient at their depthwise result, and what they add to
+// `d_weight` and the bias's gradient behind it, unless that is null.
+template <class T>
+static void backward_tile_last(const BackwardCall<T>& call, Compute<T>* packed, T* __restrict__ d_pre,
+                               Compute<T>* d_weight, Compute<T>* memory, const SeparableShape& s, int64_t first,
+                               int64_t count) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
-  const TileBuffers<R> b = tile_buffers<T>(memory, s, channels_last);
-  const Tiling t = tiling_of(s);
-  const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
-  const int64_t pitch = b.outer_pitch, sums_size = separable_conv2d_sums_size<T>(s);
-  const int64_t tiles = separable_conv2d_backward_tiles(s, channels_last), per_group = tiles_per_group(tiles);
-  const bool recompute = s.output_activation != Activation::kNone && !pre;
-  for (int64_t group = begin; group < end; ++group) {
-    R* const d_weight = sums + group * sums_size;
+  const TileBuffers<R> b = tile_buffers<T>(memory, s, true);
+  const int64_t C = s.channels, O = s.outputs, pitch = b.outer_pitch;
+  depthwise_last(call.x, p, b.pre, s, first, count);
+  activate_rows<V>(s.activation, b.pre, p.pitch, b.a, p.pitch, count, p.channels);
+  WideRows<R> y = {b.y, pitch};
+  if (call.pre) {
+    y = widened<V>(call.pre + first * O, O, b.y, pitch, count, O);
+  } else if (s.output_activation != Activation::kNone) {
+    multiply<Start::kColumnBias, V, R>(b.a, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y, pitch);
+  }
+  const WideRows<R> d_y = widened<V>(call.d_output + first * O, O, b.d_y, pitch, count, O);
+  gradient_of<V>(s.output_activation, y.at, y.stride, d_y.at, d_y.stride, b.d_y, pitch, count, O);
+  Ahead ahead =
+      input_ahead(call.x, s, first + kPixelsBackward, kPixelsBackward, product_steps<V, R>(kPixelsBackward, C, O));
+  multiply<Start::kColumnBias, V, R>(b.d_y, pitch, 1, count, call.panels, 0, nullptr, C, O, b.d_a, p.pitch, &ahead);
+  if (d_weight) {
     R* const d_bias = d_weight + p.outputs * p.channels;
-    for (int64_t k = 0; k < sums_size; ++k) d_weight[k] = 0;
+    multiply<Start::kResult, V, R>(b.d_y, 1, pitch, O, b.a, p.pitch, nullptr, C, count, d_weight, p.channels);
+    for (int64_t o = 0; o < O; o += kLanes) {
+      V sum = {};
+      for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * pitch + o);
+      store(d_bias + o, load(d_bias + o) + sum);
+    }
+  }
+  gradient_of<V>(s.activation, (const R*)b.pre, p.pitch, b.d_a, p.pitch, d_pre, C, count, C);
+}
+
+// A tile of NCHW likewise; `d_pre` is the whole gradient.
+template <class T>
+static void backward_tile_first(const BackwardCall<T>& call, Compute<T>* packed, T* __restrict__ d_pre,
+                                Compute<T>* d_weight, Compute<T>* memory, const SeparableShape& s, int64_t tile) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const Packed<R> p = packed_at<T>(packed, s);
+  const TileBuffers<R> b = tile_buffers<T>(memory, s, false);
+  const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
+  R* const d_bias = d_weight + p.outputs * p.channels;
+  const auto [sample, first, count] = depthwise_first(call.x, p, b.pre, b.unpacked, s, tiling_of(s), tile);
+  activate_rows<V>(s.activation, b.pre, kPitch, b.a, kPitch, C, kPitch);
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPitch + k];
+  }
+  const int64_t at = sample * O * pixels + first;
+  WideRows<R> y = {b.y, kPitch};
+  if (call.pre) {
+    y = widened<V>(call.pre + at, pixels, b.y, kPitch, O, count);
+  } else if (s.output_activation != Activation::kNone) {
+    multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y, kPitch);
+  }
+  const WideRows<R> d_y = widened<V>(call.d_output + at, pixels, b.d_y, kPitch, O, count);
+  gradient_of<V>(s.output_activation, y.at, y.stride, d_y.at, d_y.stride, b.d_y, kPitch, O, count);
+  multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a, kPitch);
+  multiply<Start::kResult, V, R>(b.d_y, kPitch, 1, O, b.turned, p.channels, nullptr, C, count, d_weight, p.channels);
+  for (int64_t o = 0; o < O; ++o) d_bias[o] += sum_of<T>(b.d_y + o * kPitch, count);
+  gradient_of<V>(s.activation, (const R*)b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first, pixels, C,
+                 count);
+}
+
+// Groups [begin, end) of tiles; `sums` holds separable_conv2d_sums_size elements per group, zeros at first.
+template <class T>
+static void separable_conv2d_backward_groups(const BackwardCall<T>& call, Compute<T>* packed, T* d_pre,
+                                             Compute<T>* sums, Compute<T>* memory, const SeparableShape& s,
+                                             bool channels_last, int64_t begin, int64_t end) {
+  const int64_t tiles = separable_conv2d_backward_tiles(s, channels_last), per_group = tiles_per_group(tiles);
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  for (int64_t group = begin; group < end; ++group) {
+    Compute<T>* const d_weight = sums + group * separable_conv2d_sums_size<T>(s);
     for (int64_t tile = group * per_group; tile < smaller((group + 1) * per_group, tiles); ++tile) {
       if (channels_last) {
-        const int64_t first = tile * kPixelsBackward, count = smaller(kPixelsBackward, s.batch * pixels - first);
-        depthwise_last(x, p, b.pre, s, first, count);
-        activate_rows_of<V>(s.activation, (const R*)b.pre, p.pitch, b.a, p.pitch, count, p.channels);
-        if (recompute) {
-          multiply<Start::kColumnBias, V, R>(b.a, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, b.y,
-                                             pitch);
-        }
-        const T* const d_tile = d_output + first * O;
-        if (pre) {
-          gradient_of<V>(s.output_activation, pre + first * O, O, d_tile, O, b.d_y, pitch, count, O);
-        } else {
-          gradient_of<V>(s.output_activation, (const R*)b.y, pitch, d_tile, O, b.d_y, pitch, count, O);
-        }
-        Ahead ahead =
-            input_ahead(x, s, first + kPixelsBackward, kPixelsBackward, product_steps<V, R>(kPixelsBackward, C, O));
-        multiply<Start::kColumnBias, V, R>(b.d_y, pitch, 1, count, panels, 0, nullptr, C, O, b.d_a, p.pitch, &ahead);
-        multiply<Start::kResult, V, R>(b.d_y, 1, pitch, O, b.a, p.pitch, nullptr, C, count, d_weight, p.channels);
-        for (int64_t o = 0; o < O; o += kLanes) {
-          V sum = {};
-          for (int64_t m = 0; m < count; ++m) sum += load(b.d_y + m * pitch + o);
-          store(d_bias + o, load(d_bias + o) + sum);
-        }
-        gradient_of<V>(s.activation, (const R*)b.pre, p.pitch, b.d_a, p.pitch, d_pre + first * C, C, count, C);
+        const int64_t first = tile * kPixelsBackward, count = smaller(kPixelsBackward, pixels - first);
+        backward_tile_last(call, packed, d_pre + first * s.channels, d_weight, memory, s, first, count);
       } else {
-        const auto [sample, first, count] = depthwise_first(x, p, b.pre, b.unpacked, s, t, tile);
-        activate_rows_of<V>(s.activation, (const R*)b.pre, kPitch, b.a, kPitch, C, kPitch);
-        for (int64_t c = 0; c < C; ++c) {
-          for (int64_t k = 0; k < count; ++k) b.turned[k * p.channels + c] = b.a[c * kPitch + k];
-        }
-        if (recompute) {
-          multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, b.a, kPitch, p.pointwise_bias, count, C, b.y, kPitch);
-        }
-        const int64_t at = sample * O * pixels + first;
-        if (pre) {
-          gradient_of<V>(s.output_activation, pre + at, pixels, d_output + at, pixels, b.d_y, kPitch, O, count);
-        } else {
-          gradient_of<V>(s.output_activation, (const R*)b.y, kPitch, d_output + at, pixels, b.d_y, kPitch, O, count);
-        }
-        multiply<Start::kRowBias, V, R>(p.pointwise, 1, C, C, b.d_y, kPitch, nullptr, count, O, b.d_a, kPitch);
-        multiply<Start::kResult, V, R>(b.d_y, kPitch, 1, O, b.turned, p.channels, nullptr, C, count, d_weight,
-                                       p.channels);
-        for (int64_t o = 0; o < O; ++o) {
-          d_bias[o] += sum_of<T>(b.d_y + o * kPitch, count);
-        }
-        gradient_of<V>(s.activation, (const R*)b.pre, kPitch, b.d_a, kPitch, d_pre + sample * C * pixels + first,
-                       pixels, C, count);
+        backward_tile_first(call, packed, d_pre, d_weight, memory, s, tile);
       }
     }
   }
 }
 
+// Pixels [first, last) of channels_last; `d_pre` begins with the first one's. Sums as for one tile.
+template <class T>
+static void separable_conv2d_backward_pixels(const BackwardCall<T>& call, Compute<T>* packed, T* d_pre,
+                                             Compute<T>* d_weight, Compute<T>* memory, const SeparableShape& s,
+                                             int64_t first, int64_t last) {
+  for (int64_t count; first < last; first += count, d_pre += count * s.channels) {
+    count = smaller(kPixelsBackward, last - first);
+    backward_tile_last(call, packed, d_pre, d_weight, memory, s, first, count);
+  }
+}
+
 // to = the sums of `groups` rows of `count` elements that lie `size` apart, in their order.
 template <class T>
-EVKERNELS_INLINE void add_groups(const Compute<T>* __restrict__ sums, int64_t size, int64_t groups, int64_t count,
-                                 T* __restrict__ to) {
+static __attribute__((noinline)) void add_groups(const Compute<T>* __restrict__ sums, int64_t size, int64_t groups,
+                                                 int64_t count, T* __restrict__ to) {
   constexpr int64_t kBlock = 64;
   for (int64_t first = 0; first < count; first += kBlock) {
     double total[kBlock] = {};

@@ -149,8 +149,8 @@ static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>*
       multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, buffer + k, kPitch, p.pointwise_bias, columns, C, panel,
                                       kPanel);
       const int64_t at = sample * O * pixels + first + k;
-      if (pre) activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + at, pixels, O, columns);
-      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + at, pixels, O, columns);
+      if (pre) convert_rows<V>((const R*)panel, kPanel, pre + at, pixels, O, columns);
+      activate_rows<V>(s.output_activation, panel, kPanel, y + at, pixels, O, columns);
     }
   }
 }

@@ -152,8 +152,8 @@ static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* 
       multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
                                          columns, C, panel, kPanel, &ahead);
       const int64_t at = first * O + o;
-      if (pre) activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + at, O, count, columns);
-      activate_rows_of<V>(s.output_activation, (const R*)panel, kPanel, y + at, O, count, columns);
+      if (pre) convert_rows<V>((const R*)panel, kPanel, pre + at, O, count, columns);
+      activate_rows<V>(s.output_activation, panel, kPanel, y + at, O, count, columns);
     }
   }
 }

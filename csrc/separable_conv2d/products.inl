@@ -208,22 +208,47 @@ EVKERNELS_INLINE int64_t product_steps(int64_t rows, int64_t columns, int64_t de
   return (rows + kRows - 1) / kRows * ((columns + kPanel - 1) / kPanel) * depth;
 }
 
-// to [rows, columns] = activation(from), rounded, each at its own stride.
-template <Activation kind, class V, class R, class T>
-static void activate_rows(const R* __restrict__ from, int64_t from_stride, T* __restrict__ to, int64_t to_stride,
-                          int64_t rows, int64_t columns) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+// to [rows, columns] = f(from), each at its own stride; in place if they are the same. f takes and returns a vector.
+template <class V, class From, class To, class F>
+EVKERNELS_INLINE void map_rows(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows,
+                               int64_t columns, const F& f) {
+  constexpr int64_t lanes = Arithmetic<From>::kLanes;
   for (int64_t m = 0; m < rows; ++m, from += from_stride, to += to_stride) {
     int64_t k = 0;
-    for (; k + lanes <= columns; k += lanes) store(to + k, activate<kind>((V)load(from + k)));
-    if (k < columns) store_partial(to + k, activate<kind>((V)load_partial(from + k, columns - k)), columns - k);
+    for (; k + lanes <= columns; k += lanes) store(to + k, f((V)load(from + k)));
+    if (k < columns) store_partial(to + k, f((V)load_partial(from + k, columns - k)), columns - k);
   }
 }
 
-template <class V, class... Rest>
-EVKERNELS_INLINE void activate_rows_of(Activation kind, Rest... rest) {
-  with_activation(kind, [&](auto constant)
-                            __attribute__((always_inline)) { activate_rows<decltype(constant)::value, V>(rest...); });
+// The same in another type.
+template <class V, class From, class To>
+static void convert_rows(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows,
+                         int64_t columns) {
+  map_rows<V>(from, from_stride, to, to_stride, rows, columns, [](V v) __attribute__((always_inline)) { return v; });
+}
+
+template <class V, class R>
+static void activate_wide_rows(Activation kind, const R* from, int64_t from_stride, R* to, int64_t to_stride,
+                               int64_t rows, int64_t columns) {
+  with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+    map_rows<V>(from, from_stride, to, to_stride, rows, columns,
+                [](V v) __attribute__((always_inline)) { return activate<decltype(constant)::value>(v); });
+  });
+}
+
+// to = activation(from), rounded. Activations are compiled for the computation's type alone: where that of `to` is a
+// 16-bit one they work in place, in `from`, and the result is converted.
+template <class V, class R, class T>
+EVKERNELS_INLINE void activate_rows(Activation kind, R* from, int64_t from_stride, T* to, int64_t to_stride,
+                                    int64_t rows, int64_t columns) {
+  if constexpr (__is_same(T, R)) {
+    activate_wide_rows<V>(kind, (const R*)from, from_stride, to, to_stride, rows, columns);
+  } else {
+    if (kind != Activation::kNone) {
+      activate_wide_rows<V>(kind, (const R*)from, from_stride, from, from_stride, rows, columns);
+    }
+    convert_rows<V>((const R*)from, from_stride, to, to_stride, rows, columns);
+  }
 }
 
 // channels_last only: the pointwise weight once more, in panels [O, kVectors * lanes] for the product with d_y.

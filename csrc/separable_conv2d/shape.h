@@ -11,3 +11,11 @@ struct SeparableShape {
   int64_t size, stride, padding;  // of the depthwise window
   Activation activation, output_activation;
 };
+
+// The arrays that all tiles of one backward pass share. `pre` is the output before its activation, or null; `panels`,
+// the pointwise weight for the product with `d_output`, is for channels_last.
+template <class T, class R>
+struct SeparableBackward {
+  const T *d_output, *x, *pre;
+  const R* panels;
+};

@@ -115,7 +115,7 @@ static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T
                                            columns, C, panel, kPanel, &ahead);
         for (int64_t j = 0; is_first && j < columns; ++j) to[o + j] = reference[o + j] = panel[j];
         add_moments<V>((const R*)panel, kPanel, count, columns, (const R*)reference + o, to + O + o, to + 2 * O + o);
-        activate_rows<Activation::kNone, V>((const R*)panel, kPanel, pre + first * O + o, O, count, columns);
+        convert_rows<V>((const R*)panel, kPanel, pre + first * O + o, O, count, columns);
       }
       is_first = false;
     });

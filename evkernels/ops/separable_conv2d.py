@@ -53,9 +53,9 @@ def separable_conv2d(
     Computed in float32 (float64 for float64) and rounded once on output. Contiguous and channels_last inputs are read
     in place, other strides are copied first. Under autocast all tensors are cast to the autocast dtype. Deterministic;
     on the CPU the output and the gradients have the same bits for any number of threads. Differentiable to any order;
-    the gradient recomputes the depthwise result and keeps the arguments and, on the CPU in float32 from 64 channels on,
-    the pointwise result before `output_activation`, which costs more to recompute. Double backward, forward mode and
-    torch.func run on the reference. Source: Howard et al. 2017 (arXiv:1704.04861), section 3.1.
+    the gradient recomputes the depthwise result and keeps the arguments and, on the CPU in float32 at stride 1 from 128
+    channels on, the pointwise result before `output_activation`, which costs more to recompute. Double backward,
+    forward mode and torch.func run on the reference. Source: Howard et al. 2017 (arXiv:1704.04861), section 3.1.
     """
     check_depthwise("depthwise_", x, depthwise_weight, depthwise_bias, stride, activation)
     check_activation("output_activation", output_activation)
@@ -76,13 +76,15 @@ def separable_conv2d(
     arguments = (x, *(depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias), stride, padding)
     if registration.needs_reference():
         return reference.separable_conv2d(*arguments, activation, output_activation)
-    if output_activation != "none" and _keeps_result(arguments[:5]):
+    if output_activation != "none" and stride == 1 and _keeps_result(arguments[:5]):
         return _training(*arguments, activation, output_activation)[0]
     return registration.call(_forward, *arguments, activation, output_activation)
 
 
-# From as many channels on a product takes longer than writing its result and reading it again.
-_CHANNELS_WORTH_KEEPING = 64
+# From as many channels on a product takes so much longer than writing its result and reading it again that a step gains
+# a tenth; at 64 it gains nothing. At stride 2 the step would then need as much memory as plain PyTorch's, where output
+# and input gradient alone need three quarters of that.
+_CHANNELS_WORTH_KEEPING = 128
 
 
 def _keeps_result(tensors: tuple[Tensor | None, ...]) -> bool:
