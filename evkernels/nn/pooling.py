@@ -1,6 +1,6 @@
 """VisionCore's pooling: blur, soft pooling and channel gate per frame.
 
-The blur runs on `ops.depthwise_conv2d`; the rest is plain PyTorch, on maps a quarter of the size.
+Blur and soft pooling are `ops.blur_soft_pool2d`; the gate is plain PyTorch, on maps a quarter of the size.
 """
 
 import torch
@@ -59,24 +59,14 @@ class AABlur_SE_SoftPool(nn.Module):
             raise ValueError(
                 f"x must be [N, C, T, H, W] with C = {self.channels} and H, W at least 2, got {tuple(x.shape)}"
             )
-        # Every channel of every frame is an image of one channel.
-        y = ops.depthwise_conv2d(x.flatten(0, 2)[:, None], self.blur.to(x.dtype))
-        y = _soft_pool(y, self.stride, self.temperature) if self.use_soft else F.avg_pool2d(y, 2, self.stride)
+        # Every channel of every frame is an image of its own.
+        if self.use_soft:
+            y = ops.blur_soft_pool2d(x.flatten(1, 2), self.stride, self.temperature)
+        else:
+            y = ops.depthwise_conv2d(x.flatten(0, 2)[:, None], self.blur.to(x.dtype))
+            y = F.avg_pool2d(y, 2, self.stride)
         y = y.reshape(*x.shape[:3], *y.shape[2:])
         return y * self.se(y)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, stride={self.stride}, use_soft={self.use_soft}, temperature={self.temperature}"
-
-
-def _soft_pool(x: Tensor, stride: int, temperature: float) -> Tensor:
-    """Means of x [N, C, H, W] over 2 x 2 windows weighted by exp(x / temperature)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    height, width = (size - 1 for size in x.shape[2:])
-    corners = [wide[:, :, i : i + height : stride, j : j + width : stride] for i in (0, 1) for j in (0, 1)]
-    with torch.no_grad():
-        # Below zero nothing overflows. The result does not depend on what is taken out, so neither does the gradient.
-        largest = torch.stack([corner.detach() for corner in corners]).amax(0).clamp_(min=0)
-    weights = [((corner - largest) / temperature).exp() for corner in corners]
-    total = sum(weight * corner for weight, corner in zip(weights, corners, strict=True))
-    return (total / (sum(weights) + 4e-6 * (-largest / temperature).exp())).to(x.dtype)
