@@ -202,10 +202,10 @@ class TestSeparableConv2d(DifferentiableOpContract):
 
     @pytest.mark.parametrize(
         ("c", "o", "height", "width", "stride", "share"),
-        [(64, 64, 33, 44, 1, 0.45), (128, 128, 33, 44, 1, 0.65), (32, 64, 65, 87, 2, 0.8), (128, 256, 33, 44, 2, 0.8)],
+        [(64, 64, 33, 44, 1, 0.45), (128, 128, 33, 44, 1, 0.65), (32, 64, 65, 87, 2, 0.8), (128, 256, 33, 44, 2, 0.85)],
     )
     def test_memory_of_a_training_step(self, c, o, height, width, stride, share):
-        """Of plain PyTorch's. Output and input gradient alone are 2 in 5 of that at stride 1, 3 in 4 at stride 2."""
+        """Share of plain PyTorch's. Output and input gradient are 2 in 5 of that at stride 1, 3 in 4 at stride 2."""
         arguments = requiring_grad(
             sample(1, c, o, height, width, stride=stride, activations=("silu", "silu"), layout="channels_last")
         )
