@@ -112,12 +112,23 @@ def test_batch_is_its_windows(module):
     assert module(x[:0], y[:0], p[:0], t[:0], torch.tensor([0])).shape == (0, *batch.shape[1:])
 
 
-def test_many_pairs_are_made_in_parts():
-    """3,000 events of one pixel are 4.5 million pairs: more than one part, and sums known in closed form."""
+def test_many_pairs():
+    """3,000 events of one pixel are 4.5 million pairs, whose sum is known in closed form."""
     count = 3000
     zeros = torch.zeros(count, dtype=torch.int16)
     surface = AveragedTimeSurface(1, 1, 1, 1, time_window=count, tau=1e12)(zeros, zeros, zeros, torch.arange(count))
     assert surface.flatten().tolist() == pytest.approx([1 + (count - 1) / 2, 0])
+
+
+@pytest.mark.parametrize("tau", [1e-3, 2.0, 1e9])
+def test_long_recordings_with_short_time_constants(tau):
+    """Ages of up to 10**15 time constants, near 1.6e15 us, and times that repeat: nothing overflows or is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, p = (torch.randint(0, limit, (400,), generator=generator) for limit in (4, 3, 2))
+    t = 1_600_000_000_000_000 + torch.randint(0, 40, (400,), generator=generator).cumsum(0) ** 3 // 100_000
+    actual = AveragedTimeSurface(HEIGHT, WIDTH, 3, 3, time_window=10**7, tau=tau)(x, y, p, t)
+    expected = hats(x, y, t, p, 3, 3, 10**7, tau)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -138,5 +149,7 @@ def test_rejects(make, message):
 def test_refuses_times_that_do_not_fit():
     t = torch.tensor([0, 2**62])
     zeros = torch.zeros(2, dtype=torch.int16)
-    with pytest.raises(ValueError, match="cells times duration"):
-        AveragedTimeSurface(30, 30)(zeros, zeros, zeros, t)
+    with pytest.raises(ValueError, match="windows times duration"):
+        AveragedTimeSurface(30, 30)(zeros, zeros, zeros, t, torch.tensor([0, 1, 2]))
+    alone = AveragedTimeSurface(1, 1, 1, 1)(zeros, zeros, zeros, t)
+    assert alone.flatten().tolist() == [1, 0]
