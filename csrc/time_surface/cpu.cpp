@@ -2,9 +2,9 @@
 //
 // Threads share the rows of all windows, so no two write the same cell and the result does not depend on their number.
 // A thread that has some of a window's rows reads all of that window's events to find its own. At 640x480 and 1e6
-// events that takes 0.2 (int64) to 0.3 (float32) of the time of one thread with AVX-512, half of it with AVX2. Half of
-// the rows take 0.58 (int64) and 0.63 (float32) of the time of all, because more of them fit in the level-2 cache; 0.8
-// with AVX2. Sharing the events instead would take a surface per thread and the maximum of them.
+// events that takes 0.2 (int64) to 0.3 (float32) of the time of one thread with AVX-512. Half of the rows take 0.58
+// (int64) and 0.63 (float32) of the time of all, because more of them fit in the level-2 cache; with AVX2, on a busy
+// machine, 0.64 to 1. Sharing the events instead would take a surface per thread and the maximum of them.
 
 #include <torch/csrc/stable/library.h>
 
