@@ -1,8 +1,8 @@
 """voxel_grid, E2VID's convention, against the published formulas, eventcv, tonic, evio and event-voxel-builder: 5 bins.
 
-Floor: x, y, t and p are read once (13 bytes per event) and the grid is written once. eventcv's grid looks back a fixed
-time from the last event, so the evenly spread events last less than that; what others read is built before the clock
-starts. tonic and event-voxel-builder have other conventions.
+Floor: x, y, t and p are read once (13 bytes per event) and the grid is written once. eventcv's grid looks back a given
+time from the last event, which is here the window's duration. What others read is built before the clock starts. tonic
+and event-voxel-builder have other conventions.
 """
 
 import numpy as np
@@ -98,7 +98,7 @@ def each(function):
 def load_eventcv():
     import eventcv  # noqa: F401
 
-    return each(lambda stream: stream.voxel(bins=BINS, window_us=DURATION_US).numpy())
+    return each(lambda stream, duration: stream.voxel(bins=BINS, window_us=duration).numpy())
 
 
 def eventcv_streams(arguments):
@@ -106,8 +106,11 @@ def eventcv_streams(arguments):
 
     x, y, t, p, offsets, height, width, _ = arguments
     events = np.stack([column.cpu().numpy().astype(np.int64) for column in (x, y, t - t[0], p)], axis=1)
-    parts = [events[part] for part in windows(offsets, len(events))]
-    return ([(eventcv.from_numpy(part, sensor_size=(width, height), time_unit="us"),) for part in parts],)
+    given = []
+    for part in (events[part] for part in windows(offsets, len(events))):
+        stream = eventcv.from_numpy(part, sensor_size=(width, height), time_unit="us")
+        given.append((stream, int(part[-1, 2] - part[0, 2])))
+    return (given,)
 
 
 def load_tonic():
