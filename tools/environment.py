@@ -78,7 +78,9 @@ def step(name: str, inputs: list, command: list, is_done: Callable[[], bool] = l
 
 
 def pip(*arguments) -> list:
-    return [VENV / "bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "install", *arguments]
+    # Python compiles the modules that it imports; compiling all of torch's would be two thirds of pip's time.
+    options = ["--disable-pip-version-check", "--no-input", "install", "--no-compile"]
+    return [VENV / "bin/python", "-m", "pip", *options, *arguments]
 
 
 def ask(code: str) -> str | None:
