@@ -91,10 +91,12 @@ def _repetitions(timed: Timed, sample: Callable, seconds: float) -> int:
     """Calls per sample, grown until a sample lasts `seconds`; the loop is the warm-up as well."""
     repetitions = 1
     while True:
-        wall, _, _ = sample(timed, repetitions)
-        if wall >= 0.9 * seconds:
+        wall, cpu, switches = sample(timed, repetitions)
+        # Time that another process took is none of the sample's: it would leave all further samples too short.
+        lasted = min(wall, cpu) if switches else wall
+        if lasted >= 0.9 * seconds:
             return repetitions
-        wanted = math.ceil(1.1 * repetitions * seconds / max(wall, 1e-7))
+        wanted = math.ceil(1.1 * repetitions * seconds / max(lasted, 1e-7))
         # No further than tenfold at once: a first call is slower than the later ones, and its guess too low.
         repetitions = min(max(wanted, repetitions + 1), 10 * repetitions)
 

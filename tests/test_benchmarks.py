@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as command_line
-from benchmarks import bench_conv_lstm_1x1, machine, models, registry, report, threads
+from benchmarks import bench_conv_lstm_1x1, machine, models, registry, report, threads, timing
 from benchmarks.harness import Bound, Expected, Settings, WrongResult, run_case
 from benchmarks.registry import Benchmark, Case, Competitor, Provider, arguments, cases, gates, providers
 from benchmarks.timing import Timed, clock_of, measure, quantiles, speedup
@@ -269,6 +269,14 @@ def test_samples_grow_until_they_are_long_enough():
     measure([timed], device="cpu", min_time=0.02, rounds=4)
     assert timed.repetitions > 1000
     assert timed.repetitions * quantiles(timed, "wall").median > 0.002
+
+
+def test_an_interrupted_sample_does_not_end_their_growth():
+    def sample(timed, repetitions):
+        is_first = repetitions == 1
+        return (1.0 if is_first else 1e-5 * repetitions), 1e-5 * repetitions, int(is_first)
+
+    assert timing._repetitions(Timed(lambda: None), sample, seconds=5e-3) >= 450
 
 
 def test_speedup_is_the_median_of_paired_ratios():
