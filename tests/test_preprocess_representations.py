@@ -114,6 +114,8 @@ def test_real_recordings(recordings, tmp_path, name):
         ("time_surface", ["--bins", "5"], "--bins is no option of time_surface"),
         ("hats", ["--depth", "5"], "--depth is no option of hats"),
         ("event_counts", ["--normalize", "dsec"], "--normalize is no option of event_counts"),
+        ("event_counts", ["--count-cutoff", "40000"], "of event_counts must be at most 32767, got 40000"),
+        ("stacked_histogram", ["--count-cutoff", "300"], "must be at most 255, got 300"),
         ("voxel_grid", ["--convention", "none"], "invalid choice"),
         ("voxel_grid", ["--window", "5ms", "--window-events", "5"], "not allowed with"),
     ],

@@ -46,11 +46,13 @@ class Representation:
         frames: From settings, height and width.
         folder: How the folder's name begins, and how it ends after the windows.
         defaults: The options it has, beside those of windows, and what they are if not given.
+        largest_count: What its counters hold, where it counts.
     """
 
     frames: Callable[[Settings, int, int], Frames]
     folder: tuple[str, Callable[[Settings], str]]
     defaults: dict[str, object]
+    largest_count: int | None = None
 
 
 def folder(settings: Settings) -> str:
@@ -149,17 +151,21 @@ REPRESENTATIONS: dict[str, Representation] = {
         _stacked_histogram,
         ("stacked_histogram", lambda s: f"_nbins={s.bins}"),
         {"bins": 10, "count_cutoff": None},
+        largest_count=255,
     ),
     "mixed_density": Representation(
         _mixed_density,
         ("mixeddensity_stack", lambda s: f"_nbins={s.bins}{_cutoff(s)}"),
         {"bins": 10, "count_cutoff": None},
+        largest_count=127,
     ),
     "voxel_grid": Representation(
         _voxel_grid, ("voxel_grid", _grid), {"bins": 5, "convention": "e2vid", "normalize": None}
     ),
     "time_surface": Representation(_time_surface, ("time_surface", _tau), {"tau_us": 50_000}),
-    "event_counts": Representation(_event_counts, ("event_counts", _cutoff), {"count_cutoff": None}),
+    "event_counts": Representation(
+        _event_counts, ("event_counts", _cutoff), {"count_cutoff": None}, largest_count=2**15 - 1
+    ),
     "tore": Representation(_tore, ("tore", lambda s: f"_k={s.depth}"), {"depth": 4}),
     "hats": Representation(_hats, ("hats", _tau), {"tau_us": 1_000_000}),
     "est": Representation(_est, ("est", lambda s: f"_nbins={s.bins}"), {"bins": 9}),

@@ -61,7 +61,7 @@ class Settings:
         """Settings in which the options that are None are what the representation usually takes.
 
         Raises:
-            InputError: for an option that the representation does not have.
+            InputError: for an option that the representation does not have, or a cutoff beyond what it counts to.
         """
         from evkernels.preprocess.representations import OPTIONS, REPRESENTATIONS
 
@@ -69,6 +69,9 @@ class Settings:
         for name in OPTIONS:
             if options.get(name) is not None and name not in defaults:
                 raise InputError(f"--{OPTIONS[name]} is no option of {representation}")
+        cutoff, largest = options.get("count_cutoff"), REPRESENTATIONS[representation].largest_count
+        if cutoff is not None and cutoff > largest:
+            raise InputError(f"--count-cutoff of {representation} must be at most {largest}, got {cutoff}")
         given = {name: value for name, value in options.items() if value is not None or name not in defaults}
         return cls(representation, **{**defaults, **given})
 
