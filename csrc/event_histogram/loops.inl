@@ -85,6 +85,24 @@ class NextWindow {
   int64_t lines_;  // per block
 };
 
+// A block of events, as indices of counters.
+template <class C>
+struct Block {
+  int64_t cell[kBlock];
+  int64_t count = 0;
+  bool has_gaps = false;
+  C* counters = nullptr;
+
+  void prefetch() const {
+    if (count < kBlock) return;
+    for (int64_t k = 0; k < kBlock; ++k) __builtin_prefetch(counters + cell[k], 1);
+  }
+  void increment_all(C cutoff) const { increment(counters, cell, count, has_gaps, cutoff); }
+};
+
+// Without AVX-512 a block is counted when the next one's counters have been prefetched.
+constexpr bool kWaits = EVKERNELS_LANES < 16;
+
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
 // state, if a timestamp met on the way is smaller than its predecessor. `next` is the window to be filled afterwards,
 // or null.
@@ -101,14 +119,16 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
   // Those who share a window search alike, so that each of its events is looked at whether it is sorted or not.
   int64_t event = first_bin == 0 ? begin : lower_bound(t, begin, end, first_bin, t0, span, bins);
   const int64_t last = last_bin == shape.bins ? end : lower_bound(t, begin, end, last_bin, t0, span, bins);
-  int64_t cell[kBlock];
+  Block<C> blocks[2];
   int64_t bin = first_bin, cleared = first_bin;
+  const C cutoff = (C)shape.cutoff;
   NextWindow next_window(next, 2 * shape.bins * plane * (int64_t)sizeof(C), end - begin);
-  while (event < last) {
+  for (int turn = 0; event < last; turn ^= kWaits) {
     const int64_t count = last - event < kBlock ? last - event : kBlock;
     // Each event is compared with its successor; the last one of the window has none.
     if (ordered && !is_block_sorted(t + event, event + count < end ? count : count - 1)) return false;
-    const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, cell);
+    Block<C>& block = blocks[turn];
+    const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, block.cell);
     dropped += gaps.out_of_range;
     next_window.prefetch_some();
     const int64_t bin_before = bin;
@@ -116,16 +136,24 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
     bin = ordered ? event_bin(wrapping_difference(t[event + count - 1], t0), span, bins) : 0;
     if (bin >= last_bin) return false;
     cleared = clear_up_to(bin, cleared, last_bin, shape, window);
-    if (bin == bin_before) {
-      increment(window + bin * plane, cell, count, gaps.any, (C)shape.cutoff);
+    block.count = count;
+    block.has_gaps = gaps.any;
+    block.counters = window + (bin == bin_before ? bin * plane : 0);
+    for (int64_t k = 0; bin != bin_before && k < count; ++k) {
+      const int64_t own = event_bin(wrapping_difference(t[event + k], t0), span, bins);
+      block.cell[k] += block.cell[k] < 0 ? 0 : own * plane;
+    }
+    if constexpr (kWaits) {
+      block.prefetch();
+      blocks[turn ^ 1].increment_all(cutoff);
+      blocks[turn ^ 1].count = 0;
     } else {
-      for (int64_t k = 0; k < count; ++k) {
-        const int64_t own = event_bin(wrapping_difference(t[event + k], t0), span, bins);
-        cell[k] += cell[k] < 0 ? 0 : own * plane;
-      }
-      increment(window, cell, count, gaps.any, (C)shape.cutoff);
+      block.increment_all(cutoff);
     }
     event += count;
+  }
+  if constexpr (kWaits) {
+    for (const Block<C>& block : blocks) block.increment_all(cutoff);
   }
   clear_up_to(last_bin - 1, cleared, last_bin, shape, window);
   return true;
