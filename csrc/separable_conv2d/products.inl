@@ -227,13 +227,18 @@ static void convert_rows(const From* from, int64_t from_stride, To* to, int64_t 
   map_rows<V>(from, from_stride, to, to_stride, rows, columns, [](V v) __attribute__((always_inline)) { return v; });
 }
 
-template <class V, class R>
-static void activate_wide_rows(Activation kind, const R* from, int64_t from_stride, R* to, int64_t to_stride,
-                               int64_t rows, int64_t columns) {
-  with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
-    map_rows<V>(from, from_stride, to, to_stride, rows, columns,
-                [](V v) __attribute__((always_inline)) { return activate<decltype(constant)::value>(v); });
-  });
+// A function for each activation: in one function for all of them the loops take up to 1.3 times as long.
+template <Activation kind, class V, class R>
+static void activate_rows_as(const R* __restrict__ from, int64_t from_stride, R* __restrict__ to, int64_t to_stride,
+                             int64_t rows, int64_t columns) {
+  map_rows<V>(from, from_stride, to, to_stride, rows, columns,
+              [](V v) __attribute__((always_inline)) { return activate<kind>(v); });
+}
+
+template <Activation kind, class V, class R>
+static void activate_in_place(R* values, int64_t stride, int64_t rows, int64_t columns) {
+  map_rows<V>((const R*)values, stride, values, stride, rows, columns,
+              [](V v) __attribute__((always_inline)) { return activate<kind>(v); });
 }
 
 // to = activation(from), rounded. Activations are compiled for the computation's type alone: where that of `to` is a
@@ -242,10 +247,14 @@ template <class V, class R, class T>
 EVKERNELS_INLINE void activate_rows(Activation kind, R* from, int64_t from_stride, T* to, int64_t to_stride,
                                     int64_t rows, int64_t columns) {
   if constexpr (__is_same(T, R)) {
-    activate_wide_rows<V>(kind, (const R*)from, from_stride, to, to_stride, rows, columns);
+    with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+      activate_rows_as<decltype(constant)::value, V>((const R*)from, from_stride, to, to_stride, rows, columns);
+    });
   } else {
     if (kind != Activation::kNone) {
-      activate_wide_rows<V>(kind, (const R*)from, from_stride, from, from_stride, rows, columns);
+      with_activation(kind, [&](auto constant) __attribute__((always_inline)) {
+        activate_in_place<decltype(constant)::value, V>(from, from_stride, rows, columns);
+      });
     }
     convert_rows<V>((const R*)from, from_stride, to, to_stride, rows, columns);
   }
