@@ -3,7 +3,8 @@
 // A register block is a few output channels by one vector of input channels by the three taps of a row, so that every
 // vector of the input is loaded once for three taps. Inputs are copied to [row][vector][pixel][lanes] with a border of
 // zeros and the gradients of a row to [block][pixel][outputs of the block], so that a block reads both in order, out of
-// the first-level cache. Sums of one row are added to those of all rows before: two levels, a tenth of the error of one.
+// the first-level cache. Sums of one row are added to those of all rows before: two levels, a tenth of the error of
+// one.
 //
 // Without AVX-512 PyTorch's library takes 2.3 to 6 times as long for this in channels_last and 1.2 to 1.3 times on
 // contiguous maps, to which these would have to be copied (24 to 192 inputs, one thread of a Zen 3); this runs as fast
