@@ -70,10 +70,10 @@ def sample(
 
 
 def in_another_order(function, *arguments):
-    """`function` with images turned about their diagonal and, at odd sizes or stride 1, upside down: other sums."""
+    """`function` with images turned about their diagonal: plain PyTorch's sums over pixels in another order."""
 
     def turned(value):
-        return value.transpose(2, 3).flip(2, 3) if isinstance(value, torch.Tensor) and value.dim() == 4 else value
+        return value.transpose(2, 3) if isinstance(value, torch.Tensor) and value.dim() == 4 else value
 
     return turned(function(*map(turned, arguments)))
 

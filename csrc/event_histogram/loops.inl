@@ -100,7 +100,8 @@ struct Block {
   void increment_all(C cutoff) const { increment(counters, cell, count, has_gaps, cutoff); }
 };
 
-// Without AVX-512 a block is counted when the next one's counters have been prefetched.
+// Without AVX-512 a block is counted when the next one has been read, its own counters being prefetched meanwhile: 0.6
+// to 1 of the time on a Zen 3.
 constexpr bool kWaits = EVKERNELS_LANES < 16;
 
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any

@@ -3,7 +3,8 @@
 Neither has a kernel of its own. TORE is the fused surface of last events, asked again for what lies below each last
 event. Averaged surfaces are sums over pairs of events; an event takes those with all events of a neighbouring pixel at
 once, from a sum along that pixel's own events. Made pair by pair, 200,000 events of 128x128 pixels take twice as long,
-and the first 100,000 of a spinner, some of whose pixels have hundreds, 9 times as long: the more, the longer.
+and the first 100,000 of a spinner, some of whose pixels have hundreds, 9 times as long: the more, the longer. Windows
+of 2,000 took a quarter of the time that way.
 """
 
 from __future__ import annotations

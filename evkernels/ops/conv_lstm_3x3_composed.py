@@ -102,9 +102,9 @@ class InputGradient:
 class ParameterGradients:
     """Gradients of a 3x3 convolution's weight and bias, as far as wanted, summed up step by step.
 
-    On the CPU without AVX-512 the weight's is our kernel: training EfficientConvLSTM at 346x260 takes 0.67 of the time.
-    Elsewhere it is the library's; one call of that over all frames took 1.15 times as long at 64 channels and 45x80
-    pixels, and needs the gradients of all steps side by side.
+    On the CPU without AVX-512 the weight's is our kernel, see csrc/conv_lstm_3x3/weight_gradient.inl. Elsewhere it is
+    the library's; one call of that over all frames took 1.15 times as long at 64 channels and 45x80 pixels, and needs
+    the gradients of all steps side by side.
     """
 
     def __init__(self, weight: Tensor, wanted: list[bool]):
