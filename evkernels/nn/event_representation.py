@@ -1,26 +1,27 @@
-"""What the representations that are no op of their own share: how they are called, which events are inside."""
+"""What the representations that are no op of their own share: a function, its arguments, and how they are called."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-
-from evkernels.nn import event_input
 
 if TYPE_CHECKING:
     from evkernels.nn.event_input import EventInput
 
 
 class EventRepresentation(nn.Module):
-    """A module from events in any form to a dense tensor; what that holds is the subclass's to say.
+    """A function of `evkernels.nn.functional` with its arguments.
 
     Args:
         height: Rows of the sensor.
         width: Columns of the sensor.
     """
 
-    # Attributes that the module's text shows.
+    # From events to a dense tensor; the subclass's, as a staticmethod.
+    function: Callable[..., Tensor]
+    # Attributes that the module's text shows; by these names the function takes them.
     shown: tuple[str, ...] = ("height", "width")
 
     def __init__(self, height: int, width: int):
@@ -49,15 +50,11 @@ class EventRepresentation(nn.Module):
         Returns:
             What the class describes, with a first dimension B where `offsets` or EventBatch say that there is a batch.
         """
-        return self.represent(*event_input.columns(x, y, pol, time, offsets))
+        return self.function(x, y, time, pol, offsets=offsets, **self.arguments())
 
-    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
-        """`forward` on columns."""
-        raise NotImplementedError
-
-    def contains(self, x: Tensor, y: Tensor, p: Tensor) -> Tensor:
-        """Which events are within the sensor and have a polarity, bool [E]."""
-        return (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height) & (p >= -1) & (p <= 1)
+    def arguments(self) -> dict[str, Any]:
+        """The function's arguments beside the events."""
+        return {name: getattr(self, name) for name in self.shown}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)

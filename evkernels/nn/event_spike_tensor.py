@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evkernels.nn import functional
 from evkernels.nn.event_representation import EventRepresentation
-from evkernels.reference.event_histogram import window_of_event, window_times
 
 SLOPE = 0.1
 # Pieces shorter than this are level: what a line over them would change is below the rounding of float32.
@@ -79,6 +80,16 @@ class ValueLayer(nn.Module):
         slope = torch.where(is_long, at_right - at_left, 0) / torch.where(is_long, length, 1)
         return edges[1:-1], at_left - slope * left, slope
 
+    def share(self, distance: Tensor) -> Tensor:
+        """What `forward` returns for distances in [-1, 1]; where they are many, read off lines."""
+        if 2 * self.pieces() >= distance.numel():
+            return self(distance)
+        knots, at_zero, slope = self.lines(-1.0, 1.0)
+        piece = torch.bucketize(distance.detach(), knots.to(distance.dtype)).flatten()
+        lines = (parameter.to(distance.dtype).index_select(0, piece) for parameter in (at_zero, slope))
+        value, steepness = (parameter.view(distance.shape) for parameter in lines)
+        return value + steepness * distance
+
     def pieces(self) -> int:
         """How many pieces `lines` makes, those without length included."""
         pieces = 1
@@ -119,18 +130,15 @@ class EventSpikeTensor(EventRepresentation):
         width: Columns of the sensor.
         hidden: Widths of the hidden layers of `value_layer`; (30, 30) and (100, 100) are the published ones.
 
-    With s in [0, 1] an event's time in its window, bin b of its pixel and polarity receives s * f(s - b / (bins - 1)),
-    f being `value_layer`. Times count from the window's first event; the published layer divides times as they are by
-    the largest, which is the same for recordings that begin at 0. Events out of range are dropped, though they count
-    for the first and last time; times need not be sorted. Differentiable with respect to the parameters, whose names
-    are those of the published `QuantizationLayer`.
-    Source: Gehrig et al. 2019 (arXiv:1904.08245), eq. 5 and section 3.3.
+    `value_layer` learns that function. Differentiable with respect to the parameters, whose names are those of the
+    published `QuantizationLayer`. See `evkernels.nn.functional.event_spike_tensor`.
 
     Returns:
         [2 * bins, height, width], or [B, 2 * bins, height, width] with `offsets` or EventBatch, in the dtype of the
         parameters: the bins of OFF events first.
     """
 
+    function = staticmethod(functional.event_spike_tensor)
     shown = ("bins", "height", "width")
 
     def __init__(self, bins: int, height: int, width: int, hidden: Sequence[int] = (30, 30)):
@@ -138,36 +146,9 @@ class EventSpikeTensor(EventRepresentation):
         self.bins = bins
         self.value_layer = ValueLayer(hidden, bins)
 
-    def represent(self, x: Tensor, y: Tensor, t: Tensor, p: Tensor, offsets: Tensor | None) -> Tensor:
-        x, y, t, p = (column.to(torch.int64) for column in (x, y, t, p))
-        windows = 1 if offsets is None else offsets.shape[0] - 1
-        window = window_of_event(t, offsets)
-        first, last = window_times(t, window, windows)
-        span = (last - first).clamp(min=1)
-        dtype = self.value_layer.mlp[0].weight.dtype
-        # Subtracted as integers: float32 cannot tell two microseconds of the same year apart.
-        time = ((t - first[window]).double() / span[window].double()).to(dtype)
-        places = torch.arange(self.bins, device=t.device, dtype=dtype) / (self.bins - 1)
-        value = time[:, None] * self._shares(time[:, None] - places)
-
-        plane = self.height * self.width
-        cell = (2 * window + (p > 0)) * self.bins * plane + y * self.width + x
-        cell = cell[:, None] + torch.arange(self.bins, device=t.device) * plane
-        cells = windows * 2 * self.bins * plane
-        # Dropped events go into one cell too many.
-        cell = torch.where(self.contains(x, y, p)[:, None], cell, cells)
-        grid = value.new_zeros(cells + 1).index_add(0, cell.flatten(), value.flatten())[:cells]
-        shape = (2 * self.bins, self.height, self.width)
-        return grid.view(shape if offsets is None else (windows, *shape))
-
-    def _shares(self, distance: Tensor) -> Tensor:
-        if 2 * self.value_layer.pieces() >= distance.numel():
-            return self.value_layer(distance)
-        knots, at_zero, slope = self.value_layer.lines(-1.0, 1.0)
-        piece = torch.bucketize(distance.detach(), knots.to(distance.dtype)).flatten()
-        lines = (parameter.to(distance.dtype).index_select(0, piece) for parameter in (at_zero, slope))
-        value, steepness = (parameter.view(distance.shape) for parameter in lines)
-        return value + steepness * distance
+    def arguments(self) -> dict[str, Any]:
+        layer = self.value_layer
+        return {**super().arguments(), "share": layer.share, "dtype": layer.mlp[0].weight.dtype}
 
 
 def _inner_points(edges: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,17 @@ def check_offsets(offsets: Tensor, x: Tensor, look: bool) -> None:
         raise ValueError(f"offsets must never decrease, got {offsets[where : where + 2].tolist()} at {where}")
 
 
+def one_per_window(name: str, value: object, windows: int, x: Tensor) -> Tensor:
+    """A time for each window, int64 [B], from one or from an int for all."""
+    if isinstance(value, Tensor):
+        checks.check_tensor(name, value, (torch.int64,))
+        checks.check_same_device(name, value, "x", x)
+        checks.check_shape(name, value, (windows,), "[B]")
+        return value
+    checks.check_int(name, value, -(2**63), 2**63 - 1)
+    return torch.full((windows,), value, dtype=torch.int64, device=x.device)
+
+
 def check_pixel_map(pixel_map: Tensor, x: Tensor, takes_places: bool = False) -> None:
     """A map of the sensor's pixels: int32 [H, W] of cells, or, where it is taken, float32 [H, W, 2] of places."""
     checks.check_tensor("pixel_map", pixel_map, (torch.int32, *[torch.float32] * takes_places))

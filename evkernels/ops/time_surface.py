@@ -116,7 +116,7 @@ def time_surface(
             result, dropped = _forward(x, y, t, p, offsets, surface, polarities, height, width)
     else:
         _check_tau(tau)
-        at = None if at is None else _one_per_window(at, windows[0] if windows else 1, x)
+        at = None if at is None else event_columns.one_per_window("at", at, windows[0] if windows else 1, x)
         linear = decay == "linear"
         if in_place:
             dropped = _decayed_into(x, y, t, p, offsets, pixel_map, surface, at, result, tau, linear)
@@ -136,16 +136,6 @@ def _check_tau(tau: object) -> None:
     limits = torch.finfo(torch.float32)
     if not limits.tiny <= tau <= limits.max:
         raise ValueError(f"tau must be in [{limits.tiny:.4g}, {limits.max:.4g}], got {tau}")
-
-
-def _one_per_window(at: object, windows: int, x: Tensor) -> Tensor:
-    if isinstance(at, Tensor):
-        checks.check_tensor("at", at, (torch.int64,))
-        checks.check_same_device("at", at, "x", x)
-        checks.check_shape("at", at, (windows,), "[B]")
-        return at
-    checks.check_int("at", at, -(2**63), 2**63 - 1)
-    return torch.full((windows,), at, dtype=torch.int64, device=x.device)
 
 
 def _fake_of(dtype: torch.dtype):
