@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -335,6 +336,35 @@ def test_rerun_skips_and_other_settings_do_not_pass_for_it(tmp_path, capsys):
     assert "not of this program" in capsys.readouterr().err
 
 
+def test_no_more_workers_than_recordings_left(tmp_path, capsys, monkeypatch):
+    started = []
+
+    @contextmanager
+    def here(jobs, scheduler, recordings):
+        started.append((jobs, scheduler, recordings))
+        yield None
+
+    monkeypatch.setattr(pool, "workers", here)
+    for name in "ab":
+        save_npz(tmp_path / "in" / f"{name}.npz", random_events(300, 60_000))
+    run = ["preprocess", str(tmp_path / "in"), str(tmp_path / "out"), "--jobs", "3"]
+    assert main(run) == 0
+    assert main(run) == 0
+    assert started == [(3, None, 2)]
+    assert "2 recordings: 2 finished before" in capsys.readouterr().out
+    for name in "cd":
+        save_npz(tmp_path / "in" / f"{name}.npz", random_events(300, 60_000))
+    assert main([*run[:-1], "2"]) == 0
+    assert main([*run, "--overwrite"]) == 0
+    assert started[1:] == [(2, None, 2), (3, None, 4)]
+
+
+@pytest.mark.parametrize(("jobs", "recordings"), [(4, 1), (1, 4)])
+def test_one_job_or_one_recording_needs_no_worker(jobs, recordings):
+    with pool.workers(jobs, None, recordings) as executor:
+        assert executor is None
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     source = save_npz(tmp_path / "a.npz", random_events(20_000, 600_000, width=64, height=64))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -368,9 +398,11 @@ def test_two_runs_do_not_write_one_file(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def long_recording(tmp_path_factory):
-    """250 windows of 1.2 MB of frame and 12,000 events each."""
+    """250 windows of 1.2 MB of frame and 12,000 events each; beside it lies a short one, for another worker."""
     e = random_events(3_000_000, 12_500_000, start=0, width=320, height=192)
-    return save_h5(tmp_path_factory.mktemp("long") / "in" / "long.h5", e)
+    folder = tmp_path_factory.mktemp("long") / "in"
+    save_npz(folder / "short.npz", random_events(300, 60_000))
+    return save_h5(folder / "long.h5", e)
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +512,7 @@ class Executor:
 def test_lost_workers_and_faults_are_told_and_others_go_on(tmp_path, capsys):
     pairs = [(save_npz(tmp_path / f"{name}.npz", random_events(300, 60_000)), tmp_path / name) for name in "abcd"]
     executor = Executor(BrokenProcessPool("gone"), None, ZeroDivisionError("a fault"), "made")
-    assert pool.run(pairs, Settings(), False, executor) == 1
+    assert pool.run(pairs, Settings(), False, lambda recordings: nullcontext(executor)) == 1
     shown = capsys.readouterr()
     assert "3 failed" in shown.out
     assert "1 written" in shown.out

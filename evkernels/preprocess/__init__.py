@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from evkernels import arguments
@@ -83,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--jobs and --scheduler exclude each other: the cluster has its own workers")
         settings = _settings(args)
         pairs = find(args.source.absolute(), args.destination.absolute(), args.pattern)
-        with pool.workers(args.jobs, args.scheduler) as executor:
-            return pool.run(pairs, settings, args.overwrite, executor)
+        return pool.run(pairs, settings, args.overwrite, partial(pool.workers, args.jobs, args.scheduler))
     except (InputError, ImportError) as error:
         print("evkernels preprocess: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -71,23 +71,40 @@ def convert(
     result = Result(source)
     try:
         _convert(result, sequence, settings, overwrite, advance)
-    except (RecordingError, TooManyWindows) as error:
-        text = str(error) if isinstance(error, RecordingError) else f"{source}: {error}"
-        result = Result(source, "bad input", message=" ".join(text.split()))
-    except OSError as error:
-        result = Result(source, "failed", message=" ".join(f"{source}: {error}".split()))
+    except (RecordingError, TooManyWindows, OSError) as error:
+        result = _refused(source, error)
     return replace(result, seconds=time.perf_counter() - begin)
 
 
-def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool, advance) -> None:
-    place = sequence / "event_representations_v2" / folder(settings)
-    target = place / settings.file
-    if not result.source.is_file():
-        raise RecordingError(f"{result.source}: expected a recording, got no such file")
-    label_file = find_labels(result.source) if settings.labels else None
-    sizes = {"source_bytes": result.source.stat().st_size, "label_bytes": label_file and label_file.stat().st_size}
+def settled(source: Path, sequence: Path, settings: Settings, overwrite: bool = False) -> Result | None:
+    """What `convert` says of a recording that it would not even open, finished before or refused; None of others."""
+    try:
+        _, _, _, finished = _plan(source, sequence, settings, overwrite)
+    except (RecordingError, OSError) as error:
+        return _refused(source, error)
+    return Result(source, "finished before") if finished else None
+
+
+def _refused(source: Path, error: Exception) -> Result:
+    text = str(error) if isinstance(error, RecordingError) else f"{source}: {error}"
+    outcome = "bad input" if isinstance(error, RecordingError | TooManyWindows) else "failed"
+    return Result(source, outcome, message=" ".join(text.split()))
+
+
+def _plan(source: Path, sequence: Path, settings: Settings, overwrite: bool) -> tuple[Path, dict, Path | None, bool]:
+    """The file to make, what it is made of, the file of labels, and whether it is there."""
+    if not source.is_file():
+        raise RecordingError(f"{source}: expected a recording, got no such file")
+    target = sequence / "event_representations_v2" / folder(settings) / settings.file
+    label_file = find_labels(source) if settings.labels else None
+    sizes = {"source_bytes": source.stat().st_size, "label_bytes": label_file and label_file.stat().st_size}
     record = {**settings.describe(), **sizes, "version": 1}
-    if not overwrite and is_finished(target, record):
+    return target, record, label_file, not overwrite and is_finished(target, record)
+
+
+def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool, advance) -> None:
+    target, record, label_file, finished = _plan(result.source, sequence, settings, overwrite)
+    if finished:
         result.outcome = "finished before"
         return
     recording = Recording(result.source, settings.sensor)
@@ -113,8 +130,8 @@ def _convert(result: Result, sequence: Path, settings: Settings, overwrite: bool
         for batch, times in _windows(packets, settings, most, given):
             writer.append(frames.make(_downsampled(batch, settings.downsample, height, width), times).numpy())
             ends.append(times)
-        beside = {place / LABEL_INDEX: None} if labels is None else labels.files(sequence, place)
-        writer.commit({place / "timestamps_us.npy": np.concatenate(ends), **beside})
+        beside = {target.parent / LABEL_INDEX: None} if labels is None else labels.files(sequence, target.parent)
+        writer.commit({target.parent / "timestamps_us.npy": np.concatenate(ends), **beside})
     result.events, result.windows = recording.events, sum(map(len, ends))
     result.notes += recording.notes
 

@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,20 +26,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.events.optional import require
-from evkernels.preprocess.convert import Result, convert
+from evkernels.preprocess.convert import Result, convert, settled
 from evkernels.preprocess.settings import Settings
 
 _CONNECT_SECONDS = 10
 
 
 @contextmanager
-def workers(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
-    """What runs the conversions; None is this process.
+def workers(jobs: int, scheduler: str | None, recordings: int) -> Iterator[Executor | None]:
+    """What runs the conversions of so many recordings; None is this process.
 
     Raises:
         InputError: if the scheduler does not answer.
         ImportError: without Dask.
     """
+    jobs = min(jobs, recordings)
     if scheduler:
         distributed = require("distributed", "dask", "--scheduler")
         try:
@@ -61,26 +62,55 @@ def workers(jobs: int, scheduler: str | None) -> Iterator[Executor | None]:
             executor.shutdown(cancel_futures=True)
 
 
-def run(pairs: list[tuple[Path, Path]], settings: Settings, overwrite: bool, executor: Executor | None) -> int:
-    """Converts all recordings, shows how far it is, and says at the end what became of them; the exit code."""
+def run(
+    pairs: list[tuple[Path, Path]],
+    settings: Settings,
+    overwrite: bool,
+    start: Callable[[int], AbstractContextManager[Executor | None]],
+) -> int:
+    """Converts all recordings, shows how far it is, and says at the end what became of them.
+
+    Args:
+        pairs: Recordings and the folders of their results.
+        settings: What to make.
+        overwrite: Make again what is there.
+        start: From the number of recordings that are not finished, if there are any, to what runs them.
+
+    Returns:
+        The exit code.
+    """
     terminal = Terminal()
     begin = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results = []
     with Progress(*columns, console=terminal.console, transient=True, disable=not terminal.watched) as progress:
         whole = progress.add_task("recordings", total=len(pairs))
-        made = (
-            _here(pairs, settings, overwrite, progress)
-            if executor is None
-            else _there(pairs, settings, overwrite, executor)
-        )
-        for result in made:
-            results.append(result)
-            progress.advance(whole)
-            _say(terminal, result)
+        # Closed before anything else is done, whatever happens: then no worker writes on.
+        with closing(_results(pairs, settings, overwrite, start, progress)) as made:
+            for result in made:
+                results.append(result)
+                progress.advance(whole)
+                _say(terminal, result)
     _summary(terminal, results, time.perf_counter() - begin)
     outcomes = {result.outcome for result in results}
     return 1 if "failed" in outcomes else 2 if "bad input" in outcomes else 0
+
+
+def _results(pairs, settings: Settings, overwrite: bool, start, progress: Progress) -> Iterator[Result]:
+    """Those known without work first: workers take seconds to start, a finished file a millisecond to look at."""
+    left = []
+    for source, folder in pairs:
+        result = settled(source, folder, settings, overwrite)
+        if result is None:
+            left.append((source, folder))
+        else:
+            yield result
+    if left:
+        with start(len(left)) as executor:
+            if executor is None:
+                yield from _here(left, settings, overwrite, progress)
+            else:
+                yield from _there(left, settings, overwrite, executor)
 
 
 def _here(pairs, settings: Settings, overwrite: bool, progress: Progress) -> Iterator[Result]:
