@@ -482,6 +482,14 @@ def test_dask_cluster(tmp_path, capsys):
         assert np.array_equal(data, expected(read(tmp_path / "in" / f"{name}.npz"), ends))
 
 
+def test_cluster_without_workers_says_that_it_waits(capsys):
+    distributed = pytest.importorskip("distributed", reason="dask[distributed] is not installed")
+    cluster = distributed.LocalCluster(n_workers=0, dashboard_address=None)
+    with cluster, pool.workers(1, cluster.scheduler_address, 2) as executor:
+        assert f"--scheduler {cluster.scheduler_address} has no workers yet" in capsys.readouterr().out
+        assert executor is not None
+
+
 def test_scheduler_that_does_not_answer(tmp_path, capsys, monkeypatch):
     pytest.importorskip("distributed", reason="dask[distributed] is not installed")
     monkeypatch.setattr(pool, "_CONNECT_SECONDS", 1)

@@ -48,6 +48,8 @@ def workers(jobs: int, scheduler: str | None, recordings: int) -> Iterator[Execu
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"--scheduler {scheduler}: expected a Dask scheduler, got: {error}") from error
         with client:
+            if not client.scheduler_info()["workers"]:
+                Terminal().line(f"--scheduler {scheduler} has no workers yet: waiting for one")
             # A recording is written once; tried again on another worker it would only die again.
             yield client.get_executor(pure=False, retries=0)
     elif jobs == 1:
