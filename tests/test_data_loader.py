@@ -1,4 +1,4 @@
-"""Kernels in a data loader's workers, forked or spawned: the numbers of this process, whose OpenMP threads they lack."""
+"""Kernels in data loaders' workers, forked or spawned: the numbers of this process, whose threads they lack."""
 
 import multiprocessing
 
