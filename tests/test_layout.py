@@ -51,6 +51,8 @@ WITHOUT = {
     "batch_norm_activation": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Pointwise work on small planes: on GPUs the reference serves.
     "blur_soft_pool2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # Pointwise work behind a short sum, in GPUs' favourite layout or not: the reference serves, compiled.
+    "channel_rms_norm": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     "separable_norm_conv2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
 }
 FOLDERS = ("evkernels", "csrc", "triton_kernels", "tests", "benchmarks", "tools")
