@@ -27,6 +27,8 @@ namespace {
 constexpr int64_t kUnit = 16384;
 // Pixels of a block at least: 64 of 256 channels, 256 bytes a row, took a third longer.
 constexpr int64_t kFewestPixels = 256;
+// And at most, because a block's share of the gradients of weight and bias is summed up in float.
+constexpr int64_t kMostPixels = 512;
 // Lanes of the widest vector, which may reach over the end of what is used of an array.
 constexpr int64_t kWidest = 16;
 
@@ -44,7 +46,7 @@ struct Call {
     x = in_layout(x, layout);
     const int64_t channels = x.size(1), all = x.numel() / channels, pixels = x.size(0) ? all / x.size(0) : 0;
     rows = layout == MemoryFormat::ChannelsLast || pixels == 1;
-    const int64_t block = std::max(kUnit / channels, rows ? kWidest : kFewestPixels);
+    const int64_t block = std::clamp(kUnit / channels, rows ? kWidest : kFewestPixels, kMostPixels);
     shape = {rows ? 1 : x.size(0), channels, rows ? all : pixels, eps, 1, 1};
     shape.blocks = std::max<int64_t>(shape.pixels / block, 1);
     shape.samples = shape.blocks > 1 ? 1 : std::max<int64_t>(block / std::max<int64_t>(shape.pixels, 1), 1);
@@ -58,10 +60,11 @@ struct Call {
     const int64_t largest = shape.pixels / shape.blocks + (shape.blocks > 1 ? 2 * kWidest : 0);
     return (rows ? shape.channels : largest) + 2 * kWidest;
   }
-  // Calls f(begin, end) for shares of all units.
+  // Calls f(begin, end) for shares of all units, of at least kUnit elements: 10 us of work.
   template <class F>
   void for_units(const F& f) const {
-    if (x.numel() > 0) torch::stable::parallel_for(0, shape.units(), 1, f);
+    const int64_t elements = x.numel(), units = shape.units();
+    if (elements > 0) torch::stable::parallel_for(0, units, kUnit * units / elements + 1, f);
   }
 };
 
