@@ -130,3 +130,11 @@ def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         with_amx = getattr(metafunc.module, "WITH_AMX", False)
         metafunc.parametrize("backend", [b for b in BACKENDS if with_amx or b != "cpu-amx"], indirect=True)
+
+
+@pytest.fixture
+def same_threads_after():
+    """The number of threads as it was, after a test that changes it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

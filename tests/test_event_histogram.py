@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evkernels import ops, use_backend
 from evkernels.backends import has_compiled_kernel
+from evkernels.reference.event_histogram import LARGEST_COUNT
 
 INTEGERS = (
     torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
@@ -188,6 +189,28 @@ class TestEventHistogram(OpContract):
             actual = ops.event_histogram(*columns, bins=bins, height=2, width=3, count_cutoff=cutoff, dtype=wide)
             assert actual.dtype == wide
             assert torch.equal(actual.cpu().long(), expected.clamp(max=cutoff or 2**31))
+
+    @pytest.mark.parametrize("coordinates", [torch.int16, torch.uint16, torch.int32])
+    @pytest.mark.parametrize("counter", [torch.uint8, torch.int32, torch.float32])
+    def test_threads_that_share_a_window(self, same_threads_after, coordinates, counter):
+        """One bin and fewer windows than threads: hot rows, events out of range, and one pixel with most events."""
+        count, height, width = 150_001, 61, 83
+        x, y, t, p = events(count, height, width, coordinates, ordered=False)
+        y = torch.where(torch.arange(count) % 3 > 0, torch.full_like(y, 17), y)
+        x[:70_000:2], y[90_000:90_100] = 5, height
+        x[5_000], p[6_000] = width, 2
+        if coordinates != torch.uint16:
+            x[140_000], y[140_100] = -1, -1
+        size = {"bins": 1, "height": height, "width": width, "dtype": counter}
+        for offsets in (None, torch.tensor([0, 80_000, count]), torch.tensor([0, 0, 0, count])):
+            expected = eager_counts(x, y, t, p, offsets, 1, height, width)
+            for cutoff in (None, 77):
+                for threads in (1, 2, 3, 5, 17):
+                    torch.set_num_threads(threads)
+                    actual = ops.event_histogram(x, y, t, p, count_cutoff=cutoff, offsets=offsets, **size)
+                    assert torch.equal(actual.long(), expected.clamp(max=cutoff or LARGEST_COUNT[counter]))
+        with pytest.raises(ValueError, match=f"{104 if coordinates != torch.uint16 else 102} of 150001 events"):
+            ops.event_histogram(x, y, t, p, out_of_range="raise", **size)
 
     def test_two_byte_counters_saturate(self, backend):
         zeros = torch.zeros(32_769, dtype=torch.int64, device=backend.device)

@@ -54,14 +54,6 @@ def fused(x, y, t, p, offsets, height, width, polarities=2, surface=None, **deca
     return ops.time_surface(x, y, t, p, **arguments, **decay)
 
 
-@pytest.fixture
-def same_threads_after():
-    """The number of threads as it was, after a test that changes it."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 class TestTimeSurface(OpContract):
     dtypes = INTEGERS
     layouts = ("contiguous", "every_second", "expanded")
@@ -152,6 +144,41 @@ class TestTimeSurface(OpContract):
                 single = single or (*others, str(raised.value))
                 assert all(torch.equal(a, b) for a, b in zip(others, single[:2], strict=True))
                 assert str(raised.value) == single[2]
+
+    @pytest.mark.parametrize(
+        "case", ["spread", "hot_pixel", "one_row", "two_windows", "unequal_windows", "wide", "int32"]
+    )
+    def test_threads_that_share_events(self, same_threads_after, case):
+        """Large windows, fewer than threads: from a surface, in place, with decays and with the latest event first."""
+        height, width = (3, 40_000) if case == "wide" else (90, 130)
+        count = 150_000
+        x, y, t, p = events(count, height, width, torch.int32, start=US_2020)
+        if case == "hot_pixel":
+            y = torch.where(torch.arange(count) % 4 > 0, 17, y)
+        elif case == "one_row":
+            y = torch.full_like(y, height - 1)
+        elif case == "int32":
+            t = (t - US_2020).to(torch.int32)
+        x[5_000], y[120_000] = -1, height
+        t = t.roll(1_000)
+        bounds = {"two_windows": [0, 70_000, count], "unequal_windows": [0, 0, 140_000, count]}.get(case)
+        offsets = None if bounds is None else torch.tensor(bounds)
+        before = eager(*(column[::7] for column in (x, y, t - 30)), p[::7], None, height, width)
+        before = before if offsets is None else before.expand(len(bounds) - 1, -1, -1, -1).contiguous()
+        last = eager(x, y, t, p, offsets, height, width, 2, before)
+        single = None
+        for threads in (1, 2, 3, 4, 5, 9):
+            torch.set_num_threads(threads)
+            given = before.clone()
+            ops.time_surface(x, y, t, p, height=height, width=width, offsets=offsets, surface=given, out=given)
+            assert torch.equal(given, last)
+            others = [
+                fused(x, y, t, p, offsets, height, width, 2, before, tau=900.0),
+                fused(x, y, t, p, offsets, height, width, 1, tau=900.0, decay="linear"),
+                fused(x, y, t, p, offsets, height, width, 1, tau=900.0, at=US_2020),
+            ]
+            single = single or others
+            assert all(torch.equal(a, b) for a, b in zip(others, single, strict=True))
 
     @pytest.mark.parametrize("t", [[5], [-3, -2, -9], [2**63 - 1, NEVER + 1, 0], [US_2020, US_2020 + 1, US_2020]])
     def test_extreme_times(self, backend, t):

@@ -1,7 +1,14 @@
 // Stacked event histograms on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
+//
+// Threads share the bins of all windows, and the rows of a large window of one bin where windows are fewer than
+// threads.
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <numeric>
+
+#include "common/event_rows.h"
 #include "common/event_tasks.h"
 #include "event_histogram/host.h"
 
@@ -11,18 +18,47 @@
 namespace evkernels {
 namespace {
 
+// A window of so many events is worth sharing; more threads than kMostThreads gain nothing from reading all events.
+constexpr int64_t kShared = 1 << 15, kMostThreads = 16;
+
+// Counts the events [begin, end) of a window of one bin; returns how many were dropped.
+template <class C>
+int64_t fill_shared(const EventColumns& events, const PixelMap& map, const HistogramShape& shape, int64_t begin,
+                    int64_t end, C* window) {
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostThreads);
+  const int64_t row_work = shape.width * static_cast<int64_t>(sizeof(C)) / 32;
+  const std::vector<int64_t> borders = share_rows(events, shape.height, begin, end, row_work, threads);
+  std::vector<int64_t> dropped(threads, 0);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    if (borders[first] == borders[last]) return;
+    EVKERNELS_CALL(fill_rows, events, map, shape, begin, end, borders[first], borders[last], window, dropped[first]);
+  });
+  return std::accumulate(dropped.begin(), dropped.end(), int64_t{0});
+}
+
 template <class T, class C>
 int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const HistogramShape& shape,
              const std::vector<int64_t>& offsets, C* out) {
   const int64_t window_size = 2 * shape.bins * shape.height * shape.width;
-  const int64_t last_window = static_cast<int64_t>(offsets.size()) - 2;
-  return fill_windows(offsets, shape.bins, window_size,
+  const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
+  int64_t dropped_by_shared = 0;
+  std::vector<uint8_t> is_filled(windows, 0);
+  if (shape.bins == 1 && windows < torch::stable::get_num_threads() && has_sensor_rows(events, map)) {
+    for (int64_t w = 0; w < windows; ++w) {
+      is_filled[w] = offsets[w + 1] - offsets[w] >= kShared;
+      if (!is_filled[w]) continue;
+      dropped_by_shared += fill_shared(events, map, shape, offsets[w], offsets[w + 1], out + w * window_size);
+    }
+  }
+  return dropped_by_shared +
+         fill_windows(offsets, shape.bins, window_size,
                       [&](int64_t w, int64_t first_bin, int64_t last_bin, bool sorted, int64_t& dropped) {
+                        if (is_filled[w]) return true;
                         C* const window = out + w * window_size;
                         if (sorted)
                           return EVKERNELS_CALL(fill_sorted, t, events, map, shape, offsets[w], offsets[w + 1],
                                                 first_bin, last_bin, window,
-                                                w < last_window ? window + window_size : nullptr, dropped);
+                                                w + 1 < windows ? window + window_size : nullptr, dropped);
                         EVKERNELS_CALL(fill_unsorted, t, events, map, shape, offsets[w], offsets[w + 1], first_bin,
                                        last_bin, window, dropped);
                         return true;

@@ -3,14 +3,20 @@
 // Threads share the rows of all windows, so no two write the same cell and the result does not depend on their number.
 // A thread that has some of a window's rows reads all of that window's events to find its own. At 640x480 and 1e6
 // events that takes 0.2 (int64) to 0.3 (float32) of the time of one thread with AVX-512. Half of the rows take 0.58
-// (int64) and 0.63 (float32) of the time of all, because more of them fit in the level-2 cache; with AVX2, on a busy
-// machine, 0.64 to 1. Sharing the events instead would take a surface per thread and the maximum of them.
+// (int64) and 0.63 (float32) of the time of all, because more of them fit in the level-2 cache.
+//
+// Without AVX-512 it took 0.7 to 1.1. There, where large windows are fewer than threads, rows are shared by a sample of
+// the events, and events of 16-bit coordinates are chosen as common/event_rows.inl says: half of the rows take 0.6 to
+// 0.65 of the time of all, on one core of a Zen 3, where the halves have one cache. A surface for each thread and the
+// maximum of them would take more memory than the events' 2 %, and the time of clearing and reading it.
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
+#include "common/event_rows.h"
 #include "time_surface/host.h"
 
 #define EVKERNELS_LOOPS "time_surface/loops.inl"
@@ -28,13 +34,64 @@ struct Decay {
   bool linear;
 };
 
+// A window of so many events is shared between threads; more than kMostThreads gain nothing where all read all events.
+constexpr int64_t kShared = 1 << 15, kMostThreads = 16;
+
 // Fills `out`: times for S = int64_t, and what is left of the events for S = float. Returns how many were dropped.
 template <class T, class S>
 int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const SurfaceShape& shape,
              const std::vector<int64_t>& offsets, const int64_t* previous, const Decay& decay, S* out) {
+  constexpr bool kDecays = std::is_same_v<S, float>;
   const int64_t windows = static_cast<int64_t>(offsets.size()) - 1;
   const int64_t plane = shape.height * shape.width;
   const int64_t window_size = shape.polarities * plane;
+  // Calls keep(at, from, surface, latest), which keeps a window's events on its surface, ages being counted from `at`.
+  // Events sorted by time are kept once: the last one has the latest time.
+  const auto fill_window = [&](int64_t w, const auto& keep) {
+    const int64_t* const from = previous ? previous + w * window_size : nullptr;
+    int64_t at = 0, latest = kNever;
+    if (decay.at) {
+      at = decay.at[w];
+    } else if (kDecays) {
+      at = offsets[w] < offsets[w + 1] ? t[offsets[w + 1] - 1] : kNever;
+      if (from) at = EVKERNELS_CALL(maximum, from, window_size, at);
+    }
+    const int64_t outside = keep(at, from, out + w * window_size, latest);
+    if (!kDecays || decay.at || latest <= at) return outside;
+    return keep(latest, from, out + w * window_size, latest);
+  };
+  const auto decay_rows = [&](int64_t w, int64_t first_row, int64_t last_row) {
+    if constexpr (kDecays) {
+      for (int64_t k = 0; k < shape.polarities; ++k) {
+        EVKERNELS_CALL(decay_cells, out + w * window_size + k * plane + first_row * shape.width,
+                       (last_row - first_row) * shape.width, decay.tau, decay.linear);
+      }
+    }
+  };
+
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostThreads);
+  if (windows < threads && offsets.back() >= windows * kShared && has_sensor_rows(events, map) &&
+      current_isa() < Isa::kAvx512) {
+    int64_t dropped = 0;
+    for (int64_t w = 0; w < windows; ++w) {
+      const std::vector<int64_t> borders =
+          share_rows(events, shape.height, offsets[w], offsets[w + 1], shape.polarities * shape.width / 4, threads);
+      dropped += fill_window(w, [&](int64_t at, const int64_t* from, S* surface, int64_t& latest) {
+        std::vector<int64_t> latest_of(threads, kNever), outside(threads, 0);
+        torch::stable::parallel_for(0, threads, 1, [&](int64_t k, int64_t last) {
+          if (borders[k] == borders[last]) return;
+          outside[k] = EVKERNELS_CALL(fill_shared_rows, t, events, map, shape, offsets[w], offsets[w + 1], borders[k],
+                                      borders[last], at, from, surface, latest_of[k]);
+        });
+        latest = *std::max_element(latest_of.begin(), latest_of.end());
+        return std::accumulate(outside.begin(), outside.end(), int64_t{0});
+      });
+      if (!kDecays) continue;
+      torch::stable::parallel_for(0, threads, 1,
+                                  [&](int64_t k, int64_t last) { decay_rows(w, borders[k], borders[last]); });
+    }
+    return dropped;
+  }
   const int64_t rows = windows * shape.height;
   const int64_t work = std::max<int64_t>(1, offsets.back() + windows * window_size / 4);
   const int64_t grain = std::max<int64_t>(1, kGrain * rows / work);
@@ -44,30 +101,13 @@ int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const 
       const int64_t w = begin / shape.height;
       const int64_t first_row = begin - w * shape.height;
       const int64_t last_row = std::min(end - w * shape.height, shape.height);
-      const int64_t* const from = previous ? previous + w * window_size : nullptr;
-      S* const surface = out + w * window_size;
-      const auto fill_with = [&](int64_t time, int64_t& latest) {
-        return EVKERNELS_CALL(fill_rows, t, events, map, shape, offsets[w], offsets[w + 1], first_row, last_row, time,
+      const int64_t outside = fill_window(w, [&](int64_t at, const int64_t* from, S* surface, int64_t& latest) {
+        return EVKERNELS_CALL(fill_rows, t, events, map, shape, offsets[w], offsets[w + 1], first_row, last_row, at,
                               from, surface, latest);
-      };
-      // Events sorted by time are read once: the last one has the latest time.
-      int64_t at = 0, latest = kNever;
-      if (decay.at) {
-        at = decay.at[w];
-      } else if (std::is_same_v<S, float>) {
-        at = offsets[w] < offsets[w + 1] ? t[offsets[w + 1] - 1] : kNever;
-        if (from) at = EVKERNELS_CALL(maximum, from, window_size, at);
-      }
-      int64_t outside = fill_with(at, latest);
-      if (std::is_same_v<S, float> && !decay.at && latest > at) outside = fill_with(latest, latest);
+      });
       // Of the threads that share a window, one counts.
       if (first_row == 0) dropped += outside;
-      if constexpr (std::is_same_v<S, float>) {
-        for (int64_t k = 0; k < shape.polarities; ++k) {
-          EVKERNELS_CALL(decay_cells, surface + k * plane + first_row * shape.width,
-                         (last_row - first_row) * shape.width, decay.tau, decay.linear);
-        }
-      }
+      decay_rows(w, first_row, last_row);
       begin = w * shape.height + last_row;
     }
   });

@@ -11,6 +11,8 @@
 // the maximum of the rounded values is the rounded maximum.
 
 #include "common/event_cells.inl"
+#include "common/event_rows.inl"
+#include "time_surface/decay.inl"
 
 // What a cell holds while it is filled: the time, or minus the age at time `at`.
 EVKERNELS_INLINE void to_held(int64_t t, int64_t, int64_t& held) { held = t; }
@@ -32,6 +34,19 @@ static void start_cells(const int64_t* __restrict__ previous, int64_t count, int
     S held;
     to_held(previous[k], at, held);
     cells[k] = previous[k] == kNever ? never : held;
+  }
+}
+
+// Starts the rows [first_row, last_row) of a window's surface, from the rows of `previous` or empty where that is null.
+template <class S>
+static void start_rows(SurfaceShape shape, int64_t first_row, int64_t last_row, int64_t at, const int64_t* previous,
+                       S* surface) {
+  // The caller may go on in place.
+  if ((const void*)previous == (const void*)surface) return;
+  for (int64_t k = 0; k < shape.polarities; ++k) {
+    const int64_t first_cell = (k * shape.height + first_row) * shape.width;
+    start_cells(previous ? previous + first_cell : previous, (last_row - first_row) * shape.width, at,
+                surface + first_cell);
   }
 }
 
@@ -200,13 +215,7 @@ static int64_t fill_rows(const T* t, EventColumns events, PixelMap map, SurfaceS
                          int64_t& latest) {
   const int64_t plane = shape.height * shape.width;
   const int64_t on = (shape.polarities - 1) * plane;
-  const int64_t first_cell = first_row * shape.width;
-  // The caller may go on in place.
-  const bool is_started = (const void*)previous == (const void*)surface;
-  for (int64_t k = 0; k < shape.polarities && !is_started; ++k) {
-    start_cells(previous ? previous + k * plane + first_cell : previous, (last_row - first_row) * shape.width, at,
-                surface + k * plane + first_cell);
-  }
+  start_rows(shape, first_row, last_row, at, previous, surface);
   const bool is_whole = last_row - first_row == shape.height;
   const bool has_narrow_rows = !map.cells && is_narrow(events, plane) && shape.height < 1 << 16;
   int64_t cell[kHasRuns ? kRun + kAhead : kBlock];
@@ -239,40 +248,51 @@ static int64_t fill_rows(const T* t, EventColumns events, PixelMap map, SurfaceS
   return dropped;
 }
 
-// e^x for x <= 0, down to the smallest denormal number and to zero. What gives zero is left out of the computation,
-// which would pass through denormal numbers: processors take hundreds of cycles for them, and cells without events are
-// many.
-EVKERNELS_INLINE VecF exp_of_negative(VecF x) {
-  const VecI is_zero = x < -104.0f;
-  x = select(is_zero, splat(0.0f), x);
-  // x = n * ln2 + r with |r| <= ln2 / 2; adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits.
-  const VecF shifted = multiply_add(x, 1.44269504f, 12582912.0f);
-  const VecF n = shifted - 12582912.0f;
-  const VecF r = multiply_add(n, 2.12194440e-4f, multiply_add(n, -0.693359375f, x));
-  VecF q = multiply_add(r, 1.9841270e-4f, 1.3888889e-3f);
-  q = multiply_add(q, r, 8.3333333e-3f);
-  q = multiply_add(q, r, 4.1666667e-2f);
-  q = multiply_add(q, r, 1.6666667e-1f);
-  q = multiply_add(q, r, 0.5f);
-  const VecF power_of_r = multiply_add(q, r * r, r) + 1.0f;
-  // 2^n in two factors, because 2^-150 is none; the bits of `shifted` are those of 1.5 * 2^23 plus n.
-  const VecI power = (VecI)shifted - 0x4b400000;
-  const VecI half = power >> 1;
-  return select(is_zero, splat(0.0f), power_of_r * (VecF)((half + 127) << 23) * (VecF)((power - half + 127) << 23));
-}
-
-// Minus ages to what is left after them, in place; those of -infinity leave nothing.
-static void decay_cells(float* cells, int64_t count, float tau, bool linear) {
-  for (int64_t k = 0; k < count; k += EVKERNELS_LANES) {
-    const int64_t lanes = count - k < EVKERNELS_LANES ? count - k : EVKERNELS_LANES;
-    const bool is_full = lanes == EVKERNELS_LANES;
-    const VecF x = (is_full ? load(cells + k) : load_partial(cells + k, lanes)) / tau;
-    const VecF rest = x + 1.0f;
-    const VecF left = linear ? select(rest > 0.0f, rest, splat(0.0f)) : exp_of_negative(x);
-    if (is_full) {
-      store(cells + k, left);
-    } else {
-      store_partial(cells + k, left, lanes);
+// The same for events that can be chosen by their rows. Threads that have rows of the same window return together how
+// many are outside the sensor, and find the latest time; who has the first row counts the events outside all rows.
+template <class T, class S>
+static int64_t fill_shared_rows(const T* t, EventColumns events, PixelMap map, SurfaceShape shape, int64_t begin,
+                                int64_t end, int64_t first_row, int64_t last_row, int64_t at, const int64_t* previous,
+                                S* surface, int64_t& latest) {
+  const int64_t plane = shape.height * shape.width;
+  const int64_t on = (shape.polarities - 1) * plane;
+  start_rows(shape, first_row, last_row, at, previous, surface);
+  RowEvents<T> own;
+  int64_t cell[kRowRun + kAhead], dropped = 0;
+  S held[kRowRun];
+  const auto keep_own = [&](int64_t count) {
+    bool has_gaps = false;
+    for (int64_t k = 0; k < count; k += kBlock) {
+      const int64_t in_block = count - k < kBlock ? count - k : kBlock;
+      const Gaps gaps = read_cells(own.columns(events), map, plane, on, k, in_block, cell + k);
+      dropped += gaps.out_of_range;
+      has_gaps |= gaps.any;
     }
+    if constexpr (sizeof(S) == sizeof(float)) latest = maximum(own.t, count, latest);
+    hold_block(own.t, at, count, held);
+    int64_t kept = has_gaps ? 0 : count;
+    for (int64_t k = 0; has_gaps && k < count; ++k) {
+      held[kept] = held[k];
+      cell[kept] = cell[k];
+      kept += cell[k] >= 0;
+    }
+    if (kept == 0) return;
+    // What is prefetched behind the last one is this thread's too.
+    for (int64_t k = kept; k < kept + kAhead; ++k) cell[k] = cell[0];
+    keep_ahead(held, cell, kept, surface);
+  };
+  for (int64_t event = begin; event < end; event += kRowBlock) {
+    const int64_t count = end - event < kRowBlock ? end - event : kRowBlock;
+    add_of_rows(events, t, first_row, last_row - first_row, event, count, own);
+    if (first_row == 0) {
+      const int64_t outside = count_outside_rows(events, shape.height, event, count);
+      dropped += outside;
+      if (outside) latest = maximum(t + event, count, latest);
+    }
+    if (own.count < kRowRun) continue;
+    keep_own(kRowRun);
+    own.remove(kRowRun);
   }
+  if (own.count) keep_own(own.count);
+  return dropped;
 }
