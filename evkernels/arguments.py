@@ -1,13 +1,38 @@
 """Arguments that several subcommands take, and the error that ends in one line and exit code 2."""
 
 import argparse
+import errno
 import re
+import tempfile
+from pathlib import Path
 
 _MICROSECONDS = {"us": 1, "ms": 1_000, "s": 1_000_000}
 
 
 class InputError(Exception):
     """What was asked for cannot be done; the message is one line for the user."""
+
+
+def output_folder(out: Path) -> None:
+    """Makes the folder of --out, and a file in it for a moment.
+
+    Raises:
+        InputError: if that cannot be done.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise InputError(cannot_write(out, OSError(error.errno, error.strerror))) from error
+
+
+def cannot_write(out: Path, error: OSError) -> str:
+    """What to say of an error of the system while --out is written to; the error may be of another file."""
+    reason = "it is a file" if error.errno == errno.EEXIST else error.strerror or str(error)
+    file = out if error.filename is None else Path(error.filename)
+    if file != out and out not in file.parents:
+        return f"{file}: {reason}"
+    return f"--out {out}: cannot be written to: {reason}" + ("" if file == out else f" ({file.relative_to(out)})")
 
 
 def device(name: str):

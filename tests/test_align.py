@@ -58,7 +58,8 @@ def test_features_are_trained_on_evaluated_and_diagnosed(tmp_path, capfd):
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capfd):
     write_features(tmp_path / "data")
     arguments = ("train", tmp_path / "data", "--strategy", "contrastive", *FAST, "--set", "projection_dim=8")
-    assert call(*arguments, "--out", tmp_path / "whole") == 0
+    assert call(*arguments, "--out", tmp_path / "whole", "--resume") == 0
+    assert "holds no alignment.state, training begins at epoch 1" in capfd.readouterr().out
     epoch = alignment.AlignmentTrainer._train_epoch
     with monkeypatch.context() as patched:
 
@@ -74,6 +75,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capfd):
     assert call(*arguments, "--out", tmp_path / "part", "--resume") == 0
     whole, part = (tmp_path / name / "alignment" / "alignment.safetensors" for name in ("whole", "part"))
     assert whole.read_bytes() == part.read_bytes()
+    assert call(*arguments, "--set", "hidden_dim=16", "--out", tmp_path / "part", "--resume") == 2
+    assert "alignment.state: expected the state of such a training, got: Error(s)" in capfd.readouterr().err
+    assert call(*arguments, "--out", whole) == 2
+    assert f"--out {whole}: cannot be written to: it is a file" in capfd.readouterr().err
 
 
 def test_durations_are_trained_one_by_one(tmp_path):

@@ -295,6 +295,7 @@ class TestVideo:
         assert run(*arguments, "--resume", "--format", "gif") == 2
         assert "--resume is for numbered frames" in one_line(capsys)
         assert run(*arguments, "--resume") == 0
+        assert f"--resume: {tmp_path} holds no state of an unfinished run" in capsys.readouterr().out
         # Killed after the last frame: nothing is left to make.
         job.Progress({}).save(tmp_path)
         progress = torch.load(tmp_path / ".progress.pt", weights_only=True)
@@ -316,17 +317,20 @@ class TestVideo:
         assert not (tmp_path / ".progress.pt").exists()
 
     def test_failing_write_leaves_no_part_of_a_picture(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
-        real = job.save_png
+        real = os.replace
 
-        def failing(path, image):
-            real(path, image)
-            if "frame_00001" in path.name:
+        def failing(beside, path):
+            if path.name == "frame_00001.png":
                 raise OSError(28, "No space left on device")
+            real(beside, path)
 
-        monkeypatch.setattr(job, "save_png", failing)
+        monkeypatch.setattr(os, "replace", failing)
         weights = checkpoints / "firenet.pth"
         assert run(recording, "--weights", weights, "--out", tmp_path, "--window", "10ms") == 2
-        assert "No space left on device" in capsys.readouterr().err
+        assert (
+            f"--out {tmp_path}: cannot be written to: No space left on device (frame_00001.png)"
+            in capsys.readouterr().err
+        )
         assert sorted(path.name for path in tmp_path.iterdir() if "frame" in path.name) == ["frame_00000.png"]
 
     def test_count_of_frames(self, events):

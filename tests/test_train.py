@@ -191,7 +191,39 @@ def test_an_earlier_run_is_not_written_over(config, tmp_path, capsys):
     assert "--resume goes on from it" in capsys.readouterr().err
     assert train(config, tmp_path / "run", resume=True) == 2
     assert "expected a checkpoint" in capsys.readouterr().err
+    torch.save({"state_dict": {}}, tmp_path / "run" / "last.ckpt")
+    assert train(config, tmp_path / "run", resume=True) == 2
+    assert "expected a checkpoint of this command, got: KeyError('settings')" in capsys.readouterr().err
     trainer = Trainer(load("rvt", config, ["steps=7"]), torch.device("cpu"))
     trainer.save(tmp_path / "run" / "last.ckpt")
     assert train(config, tmp_path / "run", resume=True) == 2
     assert "got another steps" in capsys.readouterr().err
+
+
+def test_resume_before_the_first_checkpoint_says_that_it_begins(config, tmp_path, capsys):
+    """Also where a run that was killed, or found the disk full, left half a row of its logs."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "losses.csv").write_text("step,lo")
+    assert train(config, tmp_path / "run", "steps=2", resume=True) == 0
+    assert f"--resume: {tmp_path / 'run'} holds no last.ckpt, training begins at step 0" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path / "run" / "losses.csv")] == ["1", "2"]
+    with (tmp_path / "run" / "losses.csv").open("a") as file:
+        file.write("1")
+    assert train(config, tmp_path / "run", "steps=2", resume=True) == 0
+    assert "holds no" not in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path / "run" / "losses.csv")] == ["1", "2"]
+
+
+def test_a_folder_that_cannot_be_written_to(config, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert train(config, tmp_path / "file") == 2
+    assert capsys.readouterr().err == f"evkernels train: --out {tmp_path}/file: cannot be written to: it is a file\n"
+
+    def full(beside, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert train(config, tmp_path / "run") == 2
+    reason = "cannot be written to: No space left on device (last.ckpt)"
+    assert capsys.readouterr().err == f"evkernels train: --out {tmp_path}/run: {reason}\n"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["losses.csv"]

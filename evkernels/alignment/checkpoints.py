@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from evkernels import files
 from evkernels.alignment.base import BaseAlignmentModule
 from evkernels.alignment.config import AlignmentConfig, config_from_dict, strategy_of
 from evkernels.alignment.contrastive import ContrastiveAlignmentModule
@@ -53,8 +53,8 @@ def save_checkpoint(path: str | Path, alignment: BaseAlignmentModule, info: dict
         "config": dataclasses.asdict(alignment.config),
         "info": info or {},
     }
-    _replace(weights, lambda to: library.save_file(state, to))
-    _replace(weights.with_suffix(".json"), lambda to: to.write_text(json.dumps(about, indent=1) + "\n"))
+    files.write(weights, lambda file: file.write(library.save(state)))
+    files.write_text(weights.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return weights
 
 
@@ -126,12 +126,6 @@ _CLASS_NAMES = {
     "lightweight": "LightweightAlignmentConfig",
     "triple_modal": "TripleModalAlignmentConfig",
 }
-
-
-def _replace(path: Path, write) -> None:
-    beside = path.with_name(path.name + ".new")
-    write(beside)
-    os.replace(beside, path)
 
 
 def _one_line(error: Exception) -> str:

@@ -78,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
         from evkernels.alignment import job
 
         return {"train": job.train, "evaluate": job.evaluate, "diagnose": job.diagnose}[args.action](args)
-    except (InputError, ImportError, ValueError, NotImplementedError, RecordingError, OSError) as error:
+    except OSError as error:
+        reason = str(error) if args.action == "diagnose" else arguments.cannot_write(args.out, error)
+        print(f"evkernels align: {reason}", file=sys.stderr)
+        return 2
+    except (InputError, ImportError, ValueError, NotImplementedError, RecordingError) as error:
         print("evkernels align: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except FloatingPointError as error:

@@ -48,6 +48,10 @@ def _train_each(args: argparse.Namespace, device: torch.device) -> None:
         pairs = _pairs(args, name)
         held_in, held_out = _split(pairs, args.held_out, args.seed)
         alignment = _module(args, held_in, rank)
+        if rank == 0:
+            arguments.output_folder(args.out)
+        if args.resume and not (folder / "alignment.state").exists():
+            say(f"--resume: {folder} holds no alignment.state, training begins at epoch 1")
         say(f"{len(held_in):,} pairs to train on, {len(held_out):,} held out; results in {folder}")
         kind = next(key for key, config in CONFIGS.items() if type(alignment.config) is config)
         trainer = TRAINERS[kind](

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from evkernels import ops
+from evkernels import files, ops
 
 _EVENTS, _TARGETS = "#30638e", "#edae49"
 # Pairs in the picture of both kinds: more are a cloud, and t-SNE takes long.
@@ -36,7 +36,7 @@ def write(
 ) -> None:
     """Writes metrics.json, retrieval.png, tsne.png and report.md, of embeddings [N, D]."""
     count = len(event)
-    (folder / "metrics.json").write_text(json.dumps({**metrics, **quality, "pairs": count}, indent=1) + "\n")
+    files.write_text(folder / "metrics.json", json.dumps({**metrics, **quality, "pairs": count}, indent=1) + "\n")
     draw_retrieval(folder / "retrieval.png", event, target)
     has_plane = count >= 4
     if has_plane:
@@ -51,7 +51,7 @@ def write(
         "![retrieval](retrieval.png)",
         *["![both kinds of features](tsne.png)"] * has_plane,
     ]
-    (folder / "report.md").write_text("\n\n".join(lines) + "\n")
+    files.write_text(folder / "report.md", "\n\n".join(lines) + "\n")
 
 
 def draw_training(path: Path, history: Sequence[dict[str, float]]) -> None:
@@ -67,7 +67,7 @@ def draw_training(path: Path, history: Sequence[dict[str, float]]) -> None:
     recalls.set(title="Recall on held-out pairs", xlabel="epoch", ylim=(0, 1))
     losses.legend()
     recalls.legend()
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_retrieval(path: Path, event: Tensor, target: Tensor) -> None:
@@ -84,7 +84,7 @@ def draw_retrieval(path: Path, event: Tensor, target: Tensor) -> None:
     axes.plot(ks, [k / count for k in ks], "k:", linewidth=0.8, label="chance")
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="k", ylabel="recall at k", title=f"Retrieval among {count} pairs")
     axes.legend()
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_plane(path: Path, event: Tensor, target: Tensor) -> None:
@@ -101,7 +101,7 @@ def draw_plane(path: Path, event: Tensor, target: Tensor) -> None:
     axes.scatter(x[count:], y[count:], s=10, color=_TARGETS, label="targets")
     axes.set(xticks=[], yticks=[], title=f"t-SNE of {count} pairs")
     axes.legend()
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -7,11 +7,10 @@ own share, and so are the entries of its queue.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from evkernels import files
 from evkernels.alignment.base import BaseAlignmentModule
 from evkernels.alignment.checkpoints import save_checkpoint
 from evkernels.alignment.data import AlignmentDataset
@@ -196,19 +196,18 @@ class AlignmentTrainer:
             "best": (self.best, self.best_epoch),
             "random": torch.get_rng_state(),
         }
-        beside = path.with_suffix(".state.new")
-        torch.save(state, beside)
-        os.replace(beside, path.with_suffix(".state"))
-        with path.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.history[0])
-            writer.writeheader()
-            writer.writerows(self.history)
+        files.write(path.with_suffix(".state"), partial(torch.save, state))
+        files.write_rows(path.with_suffix(".csv"), self.history)
 
     def _load_state(self, path: Path, num_epochs: int) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.alignment.load_state_dict(state["alignment"])
+        # A file that is something else makes torch raise anything.
+        except Exception as error:
+            raise ValueError(f"{path}: expected the state of such a training, got: {str(error)[:300]}") from error
         if state["num_epochs"] != num_epochs:
             raise ValueError(f"{path}: was begun for {state['num_epochs']} epochs, on which its rates depend")
-        self.alignment.load_state_dict(state["alignment"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, (self.best, self.best_epoch) = state["history"], state["best"]

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the comparison and writes its results to `args.out`.
 
     Returns:
-        0, or 2 if what was asked for cannot be done (one line on stderr says why).
+        0; 2 if what was asked for cannot be done or the results not be written (one line on stderr says why); 130 if
+        the user stopped it.
     """
     try:
         for library in ("scipy", "matplotlib", "rich"):
@@ -49,4 +50,10 @@ def run(args: argparse.Namespace) -> int:
     except (InputError, ImportError) as error:
         print("evkernels compare-time-embeddings: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"evkernels compare-time-embeddings: {arguments.cannot_write(args.out, error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evkernels compare-time-embeddings: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0

@@ -1,6 +1,5 @@
 """The comparison: all models with all seeds, analysis, pictures, report; one folder per configuration."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from evkernels import arguments, files
 from evkernels.arguments import InputError
 from evkernels.compare_time_embeddings import analysis, data, pictures, report
 from evkernels.compare_time_embeddings.analysis import Summary
@@ -26,22 +26,18 @@ PICTURES = {
 
 
 def prepare(configs: dict[str, Config], out: Path) -> None:
-    """Makes the folders, and makes sure that what is in them belongs to the same configurations.
+    """Makes sure that what is in the folders belongs to the same configurations.
 
     Raises:
-        InputError: if it does not, or the folders cannot be written to.
+        InputError: if it does not.
     """
     for name, config in configs.items():
-        folder = out / name
+        before = out / name / "config.json"
         try:
-            for inner in ("checkpoints", "logs"):
-                (folder / inner).mkdir(parents=True, exist_ok=True)
-            before = folder / "config.json"
             if before.is_file():
-                _expect_same(json.loads(before.read_text(encoding="utf-8")), config, folder)
-            report.write_json(before, asdict(config))
+                _expect_same(json.loads(before.read_text(encoding="utf-8")), config, out / name)
         except (OSError, ValueError) as error:
-            raise InputError(f"--out {folder}: {error}") from error
+            raise InputError(f"--out {out / name}: {error}") from error
 
 
 def _expect_same(before: dict, config: Config, folder: Path) -> None:
@@ -69,6 +65,10 @@ def compare(configs: dict[str, Config], out: Path, device: torch.device) -> None
 def _compare(terminal: Terminal, config: Config, out: Path, device: torch.device) -> list[Summary]:
     with terminal.step("data"):
         dataset = data.load(config)
+    # Only now, so that wrong data leaves nothing behind.
+    for inner in ("checkpoints", "logs"):
+        arguments.output_folder(out / inner)
+    report.write_json(out / "config.json", asdict(config))
     terminal.line(f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test sequences")
     runs: dict[str, list[Run]] = {name: [] for name in MODELS}
     for seed in range(config.seeds):
@@ -96,14 +96,14 @@ def _write(
     report.write_summary(out, config, summaries)
     report.write_json(out / "detailed_analysis.json", analysis.detailed(runs, dataset, pairs))
     _keep_best(runs, out)
-    files = [out / name for name in PICTURES.values()]
-    pictures.draw_training_curves(files[0], runs)
-    pictures.draw_convergence(files[1], summaries)
-    pictures.draw_temporal_patterns(files[2], lengths, dataset.test.lengths.numpy())
-    pictures.draw_confusion(files[3], {name: analysis.confusion(of_model, dataset) for name, of_model in runs.items()})
-    pictures.draw_significance(files[4], list(runs), pairs)
+    paths = [out / name for name in PICTURES.values()]
+    pictures.draw_training_curves(paths[0], runs)
+    pictures.draw_convergence(paths[1], summaries)
+    pictures.draw_temporal_patterns(paths[2], lengths, dataset.test.lengths.numpy())
+    pictures.draw_confusion(paths[3], {name: analysis.confusion(of_model, dataset) for name, of_model in runs.items()})
+    pictures.draw_significance(paths[4], list(runs), pairs)
     text = report.markdown(config, dataset, summaries, pairs, lengths, PICTURES)
-    (out / "analysis_report.md").write_text(text, encoding="utf-8")
+    files.write_text(out / "analysis_report.md", text)
     return summaries
 
 
@@ -112,15 +112,12 @@ def _keep_best(runs: dict[str, list[Run]], out: Path) -> None:
     for name, of_model in runs.items():
         best = max(of_model, key=lambda run: max(run.test_accuracy))
         source = out / "checkpoints" / f"{best.name}_best.pth"
-        (out / f"{name}_best.pth").write_bytes(source.read_bytes())
+        files.write(out / f"{name}_best.pth", lambda file, source=source: file.write(source.read_bytes()))
 
 
 def _write_ablation(out: Path, results: dict[str, Sequence[Summary]]) -> None:
     header = ["configuration", *report.HEADER]
-    with open(out / "ablation.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [{"configuration": name} | asdict(summary) for name, found in results.items() for summary in found]
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [{"configuration": name} | asdict(summary) for name, found in results.items() for summary in found]
+    files.write_rows(out / "ablation.csv", rows)
     lines = [[name, *report.summary_cells(summary)] for name, found in results.items() for summary in found]
-    (out / "ablation.md").write_text("# Ablation\n\n" + report.table(header, lines) + "\n", encoding="utf-8")
+    files.write_text(out / "ablation.md", "# Ablation\n\n" + report.table(header, lines) + "\n")

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from evkernels import files
 from evkernels.compare_time_embeddings.analysis import LEVEL, ByLength, Pair, Summary
 from evkernels.compare_time_embeddings.training import Run
 
@@ -39,7 +40,7 @@ def draw_training_curves(path: Path, runs: dict[str, list[Run]]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracies.legend(fontsize=8)
     figure.suptitle(f"Training solid, test dashed; {_seeds(runs)}")
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_convergence(path: Path, summaries: Sequence[Summary]) -> None:
@@ -62,7 +63,7 @@ def draw_convergence(path: Path, summaries: Sequence[Summary]) -> None:
         axes.margins(y=0.15)
         axes.set_title(title, fontsize=10)
         axes.tick_params(axis="x", labelsize=8)
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_temporal_patterns(path: Path, lengths: dict[str, ByLength], test_lengths: np.ndarray) -> None:
@@ -90,7 +91,7 @@ def draw_temporal_patterns(path: Path, lengths: dict[str, ByLength], test_length
     correlation.tick_params(axis="x", labelsize=7)
     samples.hist(test_lengths, bins=30, color=_COLOURS[1])
     samples.set(title="Test sequences", xlabel="events in the sequence", ylabel="sequences")
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
@@ -109,7 +110,7 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray]) -> None:
     for axes in panels[len(matrices) :]:
         axes.set_axis_off()
     figure.colorbar(image, ax=panels, label="percent of the true class", shrink=0.6)
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def draw_significance(path: Path, names: Sequence[str], pairs: Sequence[Pair]) -> None:
@@ -133,7 +134,7 @@ def draw_significance(path: Path, names: Sequence[str], pairs: Sequence[Pair]) -
         axes.set_yticks(range(len(names)), shown, fontsize=8)
         axes.set_title(title, fontsize=10)
     figure.suptitle(f"p-values of differences in final accuracy, corrected for all pairs; dark: below {LEVEL}")
-    figure.savefig(path)
+    files.write(path, figure.savefig)
 
 
 def _cycle(names) -> list[str]:

@@ -1,6 +1,5 @@
 """The results as files: histories, summary, table, report."""
 
-import csv
 import json
 import math
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 import evkernels
+from evkernels import files
 from evkernels.compare_time_embeddings.analysis import Pair, Summary
 from evkernels.compare_time_embeddings.config import Config
 from evkernels.compare_time_embeddings.data import Dataset
@@ -33,7 +33,7 @@ def write_histories(path: Path, runs: dict[str, list[Run]]) -> None:
 
 def write_json(path: Path, value) -> None:
     """JSON that any reader takes: what is no finite number is null."""
-    path.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    files.write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value):
@@ -48,10 +48,7 @@ def write_summary(folder: Path, config: Config, summaries: Sequence[Summary]) ->
     """summary.json and results_summary.csv."""
     rows = [asdict(summary) for summary in summaries]
     write_json(folder / "summary.json", {"machine": machine(), "config": asdict(config), "models": rows})
-    with open(folder / "results_summary.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_rows(folder / "results_summary.csv", rows)
 
 
 def summary_cells(summary: Summary) -> list[str]:

@@ -1,14 +1,16 @@
 """Training of one model with one seed. Every epoch ends with a checkpoint from which the next one starts to the bit."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from evkernels import files
+from evkernels.arguments import InputError
 from evkernels.compare_time_embeddings.config import Config
 from evkernels.compare_time_embeddings.data import Dataset, Sequences
 from evkernels.compare_time_embeddings.models import build
@@ -59,11 +61,15 @@ def train(
     run = Run(model, seed, sum(p.numel() for p in network.parameters() if p.requires_grad))
     last = out / "checkpoints" / f"{run.name}_last.pth"
     if last.is_file():
-        state = torch.load(last, map_location=device, weights_only=True)
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        _set_random_state(state["random"], device)
-        run = Run(**state["run"])
+        try:
+            state = torch.load(last, map_location=device, weights_only=True)
+            network.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            _set_random_state(state["random"], device)
+            run = Run(**state["run"])
+        # A file that is something else makes torch raise anything.
+        except Exception as error:
+            raise InputError(f"{last}: expected a checkpoint of {run.name}, got: {str(error)[:300]}") from error
     for _ in range(min(run.epochs, config.num_epochs)):
         advance()
     while run.epochs < config.num_epochs:
@@ -72,7 +78,7 @@ def train(
             save(network.state_dict(), last.with_name(f"{run.name}_best.pth"))
         state = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "run": vars(run)}
         save(state | {"random": _random_state(device)}, last)
-        (out / "logs" / f"{run.name}.log").write_text(_log(run), encoding="utf-8")
+        files.write_text(out / "logs" / f"{run.name}.log", _log(run))
         advance()
     return run
 
@@ -116,9 +122,7 @@ def evaluate(network: nn.Module, data: Sequences, device: torch.device) -> tuple
 
 def save(state: dict, path: Path) -> None:
     """Writes a checkpoint so that a kill at any moment leaves the old one or the new one."""
-    beside = path.with_name(path.name + ".new")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    files.write(path, partial(torch.save, state))
 
 
 def _log(run: Run) -> str:

@@ -44,21 +44,32 @@ def run(args: argparse.Namespace) -> int:
     """Runs the main job and writes pictures and report.md to `args.out`.
 
     Returns:
-        0, 1 if anything disagreed, 2 if the input cannot be used (one line on stderr says why).
+        0, 1 if anything disagreed, 2 if the input cannot be used or the results not be written (one line on stderr says
+        why), 130 if the user stopped it.
     """
     try:
         for library in ("rich", "matplotlib"):
             require(library, "demo", "the demo")
         device = arguments.device(args.device)
         events, notes = _events(args)
-        _folder(args.out)
+        arguments.output_folder(args.out)
     except (InputError, RecordingError, ImportError) as error:
-        print("evkernels demo: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _failed(error)
     from evkernels.demo.job import main_job
 
     name = str(args.recording) if args.recording else "simulated camera pan"
-    return main_job(name, events, notes, device, args.out, args.windows, args.steps, args.seed)
+    try:
+        return main_job(name, events, notes, device, args.out, args.windows, args.steps, args.seed)
+    except OSError as error:
+        return _failed(arguments.cannot_write(args.out, error))
+    except KeyboardInterrupt:
+        print("evkernels demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _failed(reason: object) -> int:
+    print("evkernels demo: " + " ".join(str(reason).split()), file=sys.stderr)
+    return 2
 
 
 def _events(args: argparse.Namespace) -> tuple[Events, list[str]]:
@@ -92,11 +103,3 @@ def _events(args: argparse.Namespace) -> tuple[Events, list[str]]:
             f"got {len(events)} events within {events.duration} microseconds"
         )
     return events, notes
-
-
-def _folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "report.md").write_text("")
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written to: {error.strerror}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from evkernels import files
 from evkernels.demo import pictures, report, stages, training
 from evkernels.demo.comparison import Row
 from evkernels.demo.terminal import Terminal
@@ -40,7 +41,7 @@ def main_job(
         trained = _training(terminal, model, focused, rows[-1].best(fused=True)[0], device, steps, seed)
     failures = _failures(rows, trained)
     names = _pictures(terminal, out, data, focused, rows, trained, events)
-    (out / "report.md").write_text(report.markdown(facts, rows, trained, failures, names), encoding="utf-8")
+    files.write_text(out / "report.md", report.markdown(facts, rows, trained, failures, names))
     terminal.line(f"written to {out}/: report.md, {', '.join(names.values())}")
     terminal.line("DISAGREED: " + "; ".join(failures) if failures else "everything agreed")
     return 1 if failures else 0

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from evkernels import files
 from evkernels.demo.comparison import Row
 from evkernels.demo.training import Training
 from evkernels.events import Events, event_frame
@@ -131,4 +132,4 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    files.write(path, figure.savefig)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evkernels import files
+
 from .container import Events
 from .optional import require
 
@@ -68,7 +70,7 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
     """Write an image as PNG.
 
     Args:
-        path: File to write; replaced if it exists.
+        path: File to write; if it exists, replaced by the whole new one.
         image: uint8 [H, W, 3] or [H, W].
 
     Raises:
@@ -78,14 +80,16 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
         raise ValueError(f"image must be uint8 [H, W, 3] or [H, W] with pixels, got {image.dtype} {list(image.shape)}")
-    require("PIL.Image", "demo", "save_png").fromarray(image).save(path, format="PNG")
+    picture = require("PIL.Image", "demo", "save_png").fromarray(image)
+    files.write(Path(path), lambda file: picture.save(file, format="PNG"))
 
 
 def save_animation(path: str | Path, frames: Iterable[np.ndarray], milliseconds: int = 50) -> None:
     """Write frames as an animation that plays again and again.
 
     Args:
-        path: File to write, .gif, or .png or .apng for an animated PNG; replaced if it exists.
+        path: File to write, .gif, or .png or .apng for an animated PNG; if it exists, replaced by the whole new
+            one.
         frames: uint8 [H, W, 3] each, of one size. A GIF holds them exactly up to 256 colours per frame, and as many as
             event frames have always.
         milliseconds: Time per frame, in a GIF rounded down to tens; viewers slow down below 20.
@@ -108,4 +112,5 @@ def save_animation(path: str | Path, frames: Iterable[np.ndarray], milliseconds:
     images = [library.fromarray(frame) for frame in frames]
     if format == "GIF":
         images = [image.quantize(dither=library.Dither.NONE) for image in images]
-    images[0].save(path, format=format, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    options = {"format": format, "save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    files.write(Path(path), lambda file: images[0].save(file, **options))

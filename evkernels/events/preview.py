@@ -111,8 +111,11 @@ def run(args: argparse.Namespace) -> int:
         if args.flip:
             events = flip_horizontal(events)
         save_animation(args.out, preview(events, args.frames, args.width), 1000 // min(args.rate, 1000))
-    except (RecordingError, ValueError, ImportError, OSError) as error:
+    except (RecordingError, ValueError, ImportError) as error:
         print("evkernels preview: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"evkernels preview: OUT {args.out}: cannot be written to: {error.strerror or error}", file=sys.stderr)
         return 2
     for warning in caught:
         print(warning.message)

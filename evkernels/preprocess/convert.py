@@ -72,7 +72,7 @@ def convert(
     try:
         _convert(result, sequence, settings, overwrite, advance)
     except (RecordingError, TooManyWindows, OSError) as error:
-        result = _refused(source, error)
+        result = _refused(source, sequence, error)
     return replace(result, seconds=time.perf_counter() - begin)
 
 
@@ -81,12 +81,15 @@ def settled(source: Path, sequence: Path, settings: Settings, overwrite: bool = 
     try:
         _, _, _, finished = _plan(source, sequence, settings, overwrite)
     except (RecordingError, OSError) as error:
-        return _refused(source, error)
+        return _refused(source, sequence, error)
     return Result(source, "finished before") if finished else None
 
 
-def _refused(source: Path, error: Exception) -> Result:
+def _refused(source: Path, sequence: Path, error: Exception) -> Result:
     text = str(error) if isinstance(error, RecordingError) else f"{source}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        file = sequence if error.filename is None else Path(error.filename)
+        text = f"{source}: {file} cannot be {'read' if file == source else 'written to'}: {error.strerror}"
     outcome = "bad input" if isinstance(error, RecordingError | TooManyWindows) else "failed"
     return Result(source, outcome, message=" ".join(text.split()))
 

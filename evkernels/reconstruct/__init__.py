@@ -67,13 +67,15 @@ def run(args: argparse.Namespace) -> int:
         video = job.Video(args.out, args.format, args.overwrite, begun if args.resume else None)
     except (InputError, RecordingError, ImportError) as error:
         return _failed(error)
+    if args.resume and not begun.frames:
+        notes.append(f"--resume: {args.out} holds no state of an unfinished run, the video begins at its first frame")
     facts = [f"recording: {args.recording}, {len(events):,} events on {events.width}x{events.height} pixels", *notes]
     try:
         return job.reconstruct(
             model.to(device), name, events, facts, args.window, args.events_per_frame, device, video, begun
         )
     except OSError as error:
-        return _failed(f"--out {args.out}: cannot be written to: {error.strerror or error}")
+        return _failed(arguments.cannot_write(args.out, error))
 
 
 def _record(args: argparse.Namespace, events: Events) -> dict[str, object]:

@@ -7,9 +7,7 @@ next run goes on; an animation is one file, kept in memory until the end.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from evkernels import backends
+from evkernels import arguments, backends, files
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.events import Events, event_frame, save_png
@@ -66,7 +64,7 @@ class Video:
                 path.unlink()
             (folder / _TIMES).write_text("".join(map(_line, self._times)))
         except OSError as error:
-            raise InputError(f"--out {folder}: cannot be written to: {error.strerror}") from error
+            raise InputError(arguments.cannot_write(folder, error)) from error
 
     def _kept(self, frames: int) -> list[int]:
         """Times of the frames that stay, in microseconds."""
@@ -81,7 +79,7 @@ class Video:
         if self.kind == "gif":
             self._images.append(Image.fromarray(grey))
         else:
-            _replace(self.folder / _name(len(self._times)), lambda path: save_png(path, grey))
+            save_png(self.folder / _name(len(self._times)), grey)
         self._times.append(microseconds)
         with open(self.folder / _TIMES, "a", encoding="ascii") as file:
             file.write(_line(microseconds))
@@ -102,15 +100,15 @@ class Video:
         lengths = np.diff(self._times) / 1000
         lengths = [max(_SHORTEST_GIF_MS, int(round(length, -1))) for length in (*lengths[:1], *lengths)] or 1000
         first, *rest = self._images
-        _replace(
+        files.write(
             self.folder / _ANIMATION,
-            lambda path: first.save(path, "GIF", save_all=True, append_images=rest, duration=lengths, loop=0),
+            lambda file: first.save(file, "GIF", save_all=True, append_images=rest, duration=lengths, loop=0),
         )
         return [_ANIMATION, _TIMES, _PREVIEW]
 
     def _preview(self, grey: np.ndarray, window: Events) -> None:
         image = np.concatenate([event_frame(window), np.repeat(grey[..., None], 3, axis=2)], axis=1)
-        _replace(self.folder / _PREVIEW, lambda path: save_png(path, image))
+        save_png(self.folder / _PREVIEW, image)
 
 
 def reconstruct(
@@ -186,13 +184,3 @@ def _line(microseconds: int) -> str:
 def _gates(model: nn.Module, device: torch.device) -> str:
     op = "gru_reset" if any(isinstance(module, ConvGRUCell) for module in model.modules()) else "lstm_gates"
     return f"{op} by {backends.serving(op, device.type)[0]}"
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file whole: under another name beside it first."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from evkernels import files
 from evkernels.arguments import InputError
 
 _FILE = ".progress.pt"
-_PARTIAL = f"{_FILE}.partial"
 
 
 @dataclass
@@ -36,9 +37,7 @@ class Progress:
     bounds: tuple[tuple[float, float], ...] = ()
 
     def save(self, folder: Path) -> None:
-        partial = folder / _PARTIAL
-        torch.save(asdict(self), partial)
-        partial.replace(folder / _FILE)
+        files.write(folder / _FILE, partial(torch.save, asdict(self)))
 
 
 def load(folder: Path, record: dict[str, Any]) -> Progress:
@@ -63,5 +62,4 @@ def load(folder: Path, record: dict[str, Any]) -> Progress:
 
 def forget(folder: Path) -> None:
     """Removes what an earlier run left."""
-    for name in (_FILE, _PARTIAL):
-        (folder / name).unlink(missing_ok=True)
+    (folder / _FILE).unlink(missing_ok=True)

@@ -34,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="instead of what CONFIG says; may be repeated"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in DIR; where there is none, begin"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains into `args.out`.
 
     Returns:
-        0; 2 if the configuration or data cannot be used (one line on stderr says why); 130 if the user stopped it: the
-        last checkpoint is complete.
+        0; 2 if the configuration or data cannot be used or the results not be written (one line on stderr says why);
+        130 if the user stopped it: the last checkpoint is complete.
     """
     try:
         for library in _LIBRARIES[args.model]:
@@ -67,9 +69,12 @@ def _train(settings: Settings, args: argparse.Namespace, device: torch.device) -
         trainer = job.prepare(settings, args.out, device, args.resume)
     except (InputError, ImportError, ValueError, OSError) as error:
         return _refused(error)
-    return job.train(trainer, args.out)
+    try:
+        return job.train(trainer, args.out, args.resume)
+    except OSError as error:
+        return _refused(arguments.cannot_write(args.out, error))
 
 
-def _refused(error: Exception) -> int:
+def _refused(error: Exception | str) -> int:
     print("evkernels train: " + " ".join(str(error).split()), file=sys.stderr)
     return 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from evkernels import backends
+from evkernels import arguments, backends
 from evkernels.arguments import InputError
 from evkernels.demo.terminal import Terminal
 from evkernels.train import processes
@@ -29,17 +29,22 @@ def prepare(settings: Settings, folder: Path, device: torch.device, resume: bool
         raise InputError(f"--out {folder}: holds {LAST} of an earlier run; --resume goes on from it")
     if last.exists():
         trainer.load(last)
+    if processes.rank() == 0:
+        arguments.output_folder(folder)
     # None writes before all have looked.
     processes.wait()
     return trainer
 
 
-def train(trainer: Trainer, folder: Path) -> int:
-    """Trains to the last step; returns the exit code."""
+def train(trainer: Trainer, folder: Path, resume: bool) -> int:
+    """Trains to the last step; returns the exit code.
+
+    Raises:
+        OSError: if checkpoints or logs cannot be written; the last checkpoint is complete.
+    """
     if processes.rank():
         _steps(trainer, folder, None, lambda: None)
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
     settings, terminal = trainer.settings, Terminal()
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     kernels, _ = backends.serving("conv_lstm_1x1", trainer.device.type)
@@ -47,6 +52,8 @@ def train(trainer: Trainer, folder: Path) -> int:
     terminal.line(f"{parameters:,} parameters on {trainer.device}{together}, kernels: {kernels}")
     if trainer.step:
         terminal.line(f"going on after step {trainer.step}")
+    elif resume:
+        terminal.line(f"--resume: {folder} holds no {LAST}, training begins at step 0")
     left = settings.steps - trainer.step
     try:
         with (

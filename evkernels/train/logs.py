@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from evkernels import files
+
 LOSSES, MEASURES = "losses.csv", "validation.csv"
 _TENSORBOARD = "tensorboard"
 
@@ -22,9 +24,14 @@ class Logs:
         self._folder = folder
         for path in (folder / LOSSES, folder / MEASURES):
             if path.exists():
-                header, *rows = path.read_text().splitlines()
-                kept = [row for row in rows if int(row.split(",")[0]) <= step]
-                path.write_text("\n".join([header, *kept]) + "\n")
+                lines = path.read_text().splitlines()
+                # A run that could not write on, as of a full disk, may have left half a row, or no header.
+                whole = [line for line in lines if line.count(",") == lines[0].count(",")]
+                kept = whole[:1] + [row for row in whole[1:] if int(row.split(",")[0]) <= step]
+                if step:
+                    files.write_text(path, "".join(f"{line}\n" for line in kept))
+                else:
+                    path.unlink()
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -7,8 +7,8 @@ Of several processes each has its share of the sequences, and their states are p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.data import DataLoader
 
+from evkernels import files
 from evkernels.data import RandomSequences, SequenceBatch, StreamingSequences, collate
 from evkernels.nn import detach
 from evkernels.train import processes
@@ -156,9 +157,7 @@ class Trainer:
                 "random": random,
                 "settings": self.settings.as_dict(),
             }
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, path)
+            files.write(path, partial(torch.save, state))
         processes.wait()
 
     def load(self, path: Path) -> None:
@@ -169,9 +168,10 @@ class Trainer:
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            settings = dict(state["settings"])
         except Exception as error:
-            raise ValueError(f"{path}: expected a checkpoint, got: {error}") from error
-        differing = [key for key, value in self.settings.as_dict().items() if state["settings"].get(key) != value]
+            raise ValueError(f"{path}: expected a checkpoint of this command, got: {error!r}") from error
+        differing = [key for key, value in self.settings.as_dict().items() if settings.get(key) != value]
         if set(differing) - {"workers", "validate_every", "checkpoint_every", "tensorboard"}:
             raise ValueError(f"{path}: expected the settings of this run, got another {', '.join(differing)}")
         for name in ("optimizer", "scheduler", "scaler"):
