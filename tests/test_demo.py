@@ -252,7 +252,16 @@ def test_sensor_must_be_two_numbers(text):
 def test_output_folder_that_is_a_file(recording, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file", recording) == 2
-    assert "--out" in one_line(capsys)
+    assert f"--out {tmp_path / 'file'}: cannot be written to: it is a file" in one_line(capsys)
+
+
+def test_full_disk_ends_in_one_line(recording, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "out" / "report.md"))
+
+    monkeypatch.setattr("evkernels.demo.job.main_job", full)
+    assert run(tmp_path / "out", recording) == 2
+    assert "cannot be written to: No space left on device (report.md)" in one_line(capsys)
 
 
 @pytest.mark.parametrize("library", ["rich", "matplotlib"])
