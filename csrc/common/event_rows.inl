@@ -1,11 +1,14 @@
 // The events of some of an image's rows, chosen from all of a window's. Part of a loop file, behind event_cells.inl.
 //
 // Threads that share one window have rows of the image each, read all of its events and go on with their own: no thread
-// writes what another one reads or writes. That pays where choosing is fast: the columns of the chosen events are moved
-// together, eight events at a time and without a branch, and only then brought to cells. Cells computed for all events
-// first, and chosen ones then moved by two stores per event, made two threads 0.9 to 1.3 times as fast as one. Events
-// shared between threads, which pass each other those of their rows in lists, do less work, but the lists move from
-// one core's cache to the other's: on two cores without a common cache the calls took twice as long.
+// writes what another one reads. That pays where choosing is fast: the columns of the chosen events are moved together,
+// eight events at a time and without a branch, and only then brought to cells. What lost, on two cores of a Zen 3 that
+// need 450 ns to pass a cache line on:
+// - cells computed for all events first and chosen ones then moved by two stores per event: two threads were 0.9 to 1.3
+//   times as fast as one;
+// - events shared between threads, which pass each other those of their rows in lists: less work, but 0.6 to 1.3 times,
+//   because the lists move from one core's cache to the other's;
+// - sums of different threads side by side in memory, written after each block: up to 1.6 times the time.
 
 // The bits of 64 events that are chosen.
 EVKERNELS_INLINE uint64_t bits_of(const uint8_t* __restrict__ chosen) {

@@ -31,7 +31,7 @@ int64_t fill_shared(const EventColumns& events, const PixelMap& map, const Histo
   std::vector<int64_t> dropped(threads, 0);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     if (borders[first] == borders[last]) return;
-    EVKERNELS_CALL(fill_rows, events, map, shape, begin, end, borders[first], borders[last], window, dropped[first]);
+    dropped[first] = EVKERNELS_CALL(fill_rows, events, map, shape, begin, end, borders[first], borders[last], window);
   });
   return std::accumulate(dropped.begin(), dropped.end(), int64_t{0});
 }

@@ -124,6 +124,8 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
   Block<C> blocks[2];
   int64_t bin = first_bin, cleared = first_bin;
   const C cutoff = (C)shape.cutoff;
+  // Kept here: other threads' sums are next to `dropped`.
+  int64_t outside = 0;
   NextWindow next_window(next, 2 * shape.bins * plane * (int64_t)sizeof(C), end - begin);
   for (int turn = 0; event < last; turn ^= kWaits) {
     const int64_t count = last - event < kBlock ? last - event : kBlock;
@@ -131,7 +133,7 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
     if (ordered && !is_block_sorted(t + event, event + count < end ? count : count - 1)) return false;
     Block<C>& block = blocks[turn];
     const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, block.cell);
-    dropped += gaps.out_of_range;
+    outside += gaps.out_of_range;
     next_window.prefetch_some();
     const int64_t bin_before = bin;
     // With one bin no time is looked at.
@@ -158,18 +160,20 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
     for (const Block<C>& block : blocks) block.increment_all(cutoff);
   }
   clear_up_to(last_bin - 1, cleared, last_bin, shape, window);
+  dropped += outside;
   return true;
 }
 
-// Counts the events [begin, end) of the rows [first_row, last_row) of a window of one bin, which are cleared first. Who
-// has the first row counts the events outside all rows as dropped.
+// Counts the events [begin, end) of the rows [first_row, last_row) of a window of one bin, which are cleared first.
+// Returns how many are dropped: who has the first row counts those outside all rows.
 template <class C>
-static void fill_rows(EventColumns events, PixelMap map, HistogramShape shape, int64_t begin, int64_t end,
-                      int64_t first_row, int64_t last_row, C* window, int64_t& dropped) {
+static int64_t fill_rows(EventColumns events, PixelMap map, HistogramShape shape, int64_t begin, int64_t end,
+                         int64_t first_row, int64_t last_row, C* window) {
   const int64_t plane = shape.height * shape.width, rows = last_row - first_row;
   for (int64_t k = 0; k < 2; ++k)
     __builtin_memset(window + k * plane + first_row * shape.width, 0, rows * shape.width * sizeof(C));
   RowEvents<int64_t> own;
+  int64_t dropped = 0;
   Block<C> blocks[2];
   int turn = 0;
   const auto count_own = [&](int64_t first, int64_t count) {
@@ -194,6 +198,7 @@ static void fill_rows(EventColumns events, PixelMap map, HistogramShape shape, i
   }
   for (int64_t k = 0; k < own.count; k += kBlock) count_own(k, own.count - k < kBlock ? own.count - k : kBlock);
   for (const Block<C>& block : blocks) block.increment_all((C)shape.cutoff);
+  return dropped;
 }
 
 // The same for events in any order: reads all of them twice and counts those of its own bins.

@@ -5,10 +5,10 @@
 // events that takes 0.2 (int64) to 0.3 (float32) of the time of one thread with AVX-512. Half of the rows take 0.58
 // (int64) and 0.63 (float32) of the time of all, because more of them fit in the level-2 cache.
 //
-// Without AVX-512 it took 0.7 to 1.1. There, where large windows are fewer than threads, rows are shared by a sample of
-// the events, and events of 16-bit coordinates are chosen as common/event_rows.inl says: half of the rows take 0.6 to
-// 0.65 of the time of all, on one core of a Zen 3, where the halves have one cache. A surface for each thread and the
-// maximum of them would take more memory than the events' 2 %, and the time of clearing and reading it.
+// Without AVX-512 half of the rows took 0.7 to 1.1. There, where large windows are fewer than threads, rows are shared
+// by a sample of the events, and events of 16-bit coordinates are chosen as common/event_rows.inl says: half of the
+// rows take 0.5 to 0.65. On two busy cores of a Zen 3 two threads are 1.3 to 1.9 times as fast as one. A surface for
+// each thread and the maximum of them would take more memory, and the time of clearing and reading them.
 
 #include <torch/csrc/stable/library.h>
 

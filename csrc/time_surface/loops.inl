@@ -258,7 +258,7 @@ static int64_t fill_shared_rows(const T* t, EventColumns events, PixelMap map, S
   const int64_t on = (shape.polarities - 1) * plane;
   start_rows(shape, first_row, last_row, at, previous, surface);
   RowEvents<T> own;
-  int64_t cell[kRowRun + kAhead], dropped = 0;
+  int64_t cell[kRowRun + kAhead], dropped = 0, latest_of_own = latest;
   S held[kRowRun];
   const auto keep_own = [&](int64_t count) {
     bool has_gaps = false;
@@ -268,7 +268,7 @@ static int64_t fill_shared_rows(const T* t, EventColumns events, PixelMap map, S
       dropped += gaps.out_of_range;
       has_gaps |= gaps.any;
     }
-    if constexpr (sizeof(S) == sizeof(float)) latest = maximum(own.t, count, latest);
+    if constexpr (sizeof(S) == sizeof(float)) latest_of_own = maximum(own.t, count, latest_of_own);
     hold_block(own.t, at, count, held);
     int64_t kept = has_gaps ? 0 : count;
     for (int64_t k = 0; has_gaps && k < count; ++k) {
@@ -287,12 +287,14 @@ static int64_t fill_shared_rows(const T* t, EventColumns events, PixelMap map, S
     if (first_row == 0) {
       const int64_t outside = count_outside_rows(events, shape.height, event, count);
       dropped += outside;
-      if (outside) latest = maximum(t + event, count, latest);
+      if (outside) latest_of_own = maximum(t + event, count, latest_of_own);
     }
     if (own.count < kRowRun) continue;
     keep_own(kRowRun);
     own.remove(kRowRun);
   }
   if (own.count) keep_own(own.count);
+  // Written once: other threads' are next to it.
+  latest = latest_of_own;
   return dropped;
 }
