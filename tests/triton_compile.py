@@ -2,11 +2,14 @@
 
 Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter
 switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
-exactly the arguments it would have been launched with, with every tile that tuning may pick. Prints one line of JSON
-per compiled kernel, a `Compiled`.
+exactly the arguments it would have been launched with. Prints one line of JSON per compiled kernel, a `Compiled`.
+
+sm_90 gets every dtype, layout, precision and tile that tuning may pick; the others float32 in one layout with one tile
+and bfloat16 in the other, or all as well with EVKERNELS_CHECK_ALL_GPUS=1 (`make gpu-check`), for three times the time.
 """
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -23,7 +26,6 @@ import torch
 import triton
 from contract import OpContract, registered_calls
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.backends.nvidia.driver import CudaDriver
 
 from evkernels import backends, triton_kernels
@@ -32,7 +34,9 @@ from evkernels.ops.registration import composed_kernels
 # float16 differs from bfloat16 in its conversions only; other layouts reach the kernels as copies in one of these.
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last")
-OLDEST = 80
+# The architecture that gets all variants, and the one that gets sizes which Triton compiles in: it does so before it
+# knows the architecture, so that one is enough.
+THOROUGH, FOR_ODD_SIZES = 90, 80
 
 
 class _NoDevice(CudaDriver):
@@ -74,30 +78,23 @@ class Compiled:
     typical: bool  # compiled for sizes of real networks
     threads: int
     registers: int  # per thread
-    spilled: int  # bytes stored and loaded per thread
+    local: int  # bytes of local memory per thread: where registers spill to
     shared: int  # bytes per block
     widest: int  # bytes of the widest access to global memory by one thread
     matrix: str  # the instruction of the matrix units, or nothing
     narrow: list[str]  # 32-bit products that reach an address
 
 
-def resources(kernel, architecture: int) -> tuple[int, int]:
-    """Registers per thread and bytes spilled, as the assembler reports them."""
-    suffix = "a" if architecture >= 90 else ""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(kernel.asm["ptx"])
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and bytes of local memory per thread, as the machine code states them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
         file.flush()
-        command = [
-            get_ptxas(architecture).path,
-            "-v",
-            f"--gpu-name=sm_{architecture}{suffix}",
-            file.name,
-            "-o",
-            os.devnull,
-        ]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = max(int(count) for count in re.findall(r"Used (\d+) registers", report))
-    return registers, sum(int(count) for count in re.findall(r"(\d+) bytes spill", report))
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (registers, stack), *others = re.findall(r"REG:(\d+) STACK:(\d+)", report)
+    assert not others, "a Triton kernel is one function"
+    return {"registers": int(registers), "local": int(stack)}
 
 
 def widest_access(ptx: str) -> int:
@@ -160,7 +157,7 @@ def narrow_products(ttir: str) -> list[str]:
     return sorted({product for offset in offsets for product in reached(offset, set())})
 
 
-def main(architecture: int) -> None:
+def main(architecture: int, is_thorough: bool) -> None:
     triton.runtime.driver.set_active(_NoDevice(architecture))
     compiled: dict[str, Compiled] = {}
     now = {"dtype": "", "typical": False}
@@ -168,8 +165,8 @@ def main(architecture: int) -> None:
     def compile_instead(kernel, grid):
         def launch(*arguments, **options):
             tiles = [config.all_kwargs() for config in kernel.configs] if hasattr(kernel, "configs") else [{}]
-            # Sizes that are none of a network's need not be tried with every tile.
-            tiles = tiles if now["typical"] else tiles[:1]
+            # Sizes that are none of a network's need not be tried with every tile. The matrix units depend on it.
+            tiles = tiles if now["typical"] and (is_thorough or now["dtype"] == "bfloat16") else tiles[:1]
             function = kernel.fn if hasattr(kernel, "configs") else kernel
             for tile in tiles:
                 result = function.warmup(*arguments, grid=(1,), **options, **tile)
@@ -178,7 +175,7 @@ def main(architecture: int) -> None:
                         result.metadata.name,
                         **now,
                         threads=32 * result.metadata.num_warps,
-                        **dict(zip(("registers", "spilled"), resources(result, architecture), strict=True)),
+                        **resources(result.asm["cubin"]),
                         shared=result.metadata.shared,
                         widest=widest_access(result.asm["ptx"]),
                         matrix=matrix_instruction(result.asm["ptx"]),
@@ -191,20 +188,21 @@ def main(architecture: int) -> None:
     triton.runtime.jit.KernelInterface.__getitem__ = compile_instead
     for contract in contracts():
         dtypes = [dtype for dtype in DTYPES if dtype in contract.dtypes] or contract.dtypes[:1]
-        for dtype in dtypes:
-            for layout in [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]:
-                now.update(dtype=str(dtype).removeprefix("torch."), typical=True)
-                for precision in contract.precisions if dtype == torch.float32 else ("highest",):
-                    torch.set_float32_matmul_precision(precision)
-                    for arguments in contract.typical(dtype, layout):
-                        compile_calls(contract, arguments)
-                torch.set_float32_matmul_precision("highest")
-                # An odd size, and sizes of 1, which Triton compiles in as constants: before it knows the architecture,
-                # so that one of them is enough.
-                now.update(typical=False)
-                is_tried = dtype == dtypes[0] and architecture == OLDEST
-                for arguments in contract.samples(dtype, layout, large=False)[:2] if is_tried else ():
+        layouts = [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]
+        two_kinds = dict.fromkeys([(dtypes[0], layouts[-1]), (dtypes[-1], layouts[0])])
+        for dtype, layout in itertools.product(dtypes, layouts) if is_thorough else two_kinds:
+            now.update(dtype=str(dtype).removeprefix("torch."), typical=True)
+            precisions = contract.precisions if dtype == torch.float32 else ("highest",)
+            for precision in precisions if is_thorough else precisions[:1]:
+                torch.set_float32_matmul_precision(precision)
+                for arguments in contract.typical(dtype, layout):
                     compile_calls(contract, arguments)
+        torch.set_float32_matmul_precision("highest")
+        # An odd size, and sizes of 1.
+        now.update(dtype=str(dtypes[0]).removeprefix("torch."), typical=False)
+        for layout in layouts[: len(layouts) if is_thorough else 1] if architecture == FOR_ODD_SIZES else ():
+            for arguments in contract.samples(dtypes[0], layout, large=False)[:2]:
+                compile_calls(contract, arguments)
 
 
 def compile_calls(contract: OpContract, arguments: tuple) -> None:
@@ -218,4 +216,5 @@ def compile_calls(contract: OpContract, arguments: tuple) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    wanted = int(sys.argv[1])
+    main(wanted, is_thorough=wanted == THOROUGH or os.environ.get("EVKERNELS_CHECK_ALL_GPUS") == "1")
