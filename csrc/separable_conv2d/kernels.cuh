@@ -37,9 +37,12 @@ __device__ Compute<T> separable_depthwise(const T* __restrict__ x, const T* __re
                                           const SeparableShape& s, const SeparablePixel& p, int64_t c) {
   using V = Compute<T>;
   V sum = bias ? to_float(bias[c]) : V(0);
+  // The compiler would unroll both for sizes that do not occur, in each of the kernel's copies of this.
+#pragma unroll 1
   for (int ky = 0; ky < s.size; ++ky) {
     const int64_t row = p.top + ky;
     if (row < 0 || row >= s.height) continue;
+#pragma unroll 1
     for (int kx = 0; kx < s.size; ++kx) {
       const int64_t column = p.left + kx;
       if (column < 0 || column >= s.width) continue;
