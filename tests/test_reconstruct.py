@@ -199,7 +199,7 @@ class TestVideo:
         for text in (f"{name} with ", " events/s, ", " frames/s ", "41x35", "6 frames of 10 ms", "frame_00005.png"):
             assert text in shown.out
         frames = [f"frame_{k:05d}.png" for k in range(6)]
-        assert sorted(os.listdir(out)) == [*frames, "preview.png", "timestamps.txt"]
+        assert sorted(os.listdir(out)) == [".progress.pt", *frames, "preview.png", "timestamps.txt"]
         times = [float(line) for line in (out / "timestamps.txt").read_text().split()]
         assert times == pytest.approx([(events.t[0] + (k + 1) * 10_000) / 1e6 for k in range(6)], abs=1e-6)
         model = type(NETWORKS[name]()).from_state_dict(torch.load(checkpoints / f"{name}.pth")["state_dict"]).eval()
@@ -239,7 +239,7 @@ class TestVideo:
         assert (tmp_path / "frame_00005.png").exists()
         assert run(*arguments, "--window", "30ms", "--overwrite") == 0
         assert sorted(os.listdir(tmp_path)) == [
-            "frame_00000.png", "frame_00001.png", "notes.txt", "preview.png", "timestamps.txt",
+            ".progress.pt", "frame_00000.png", "frame_00001.png", "notes.txt", "preview.png", "timestamps.txt",
         ]  # fmt: skip
 
     def test_stopped_by_the_user(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
@@ -295,7 +295,16 @@ class TestVideo:
         assert run(*arguments, "--resume", "--format", "gif") == 2
         assert "--resume is for numbered frames" in one_line(capsys)
         assert run(*arguments, "--resume") == 0
-        assert f"--resume: {tmp_path} holds no state of an unfinished run" in capsys.readouterr().out
+        assert f"--resume: {tmp_path} holds no frames to go on from" in capsys.readouterr().out
+        before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("frame*")}
+        assert run(*arguments, "--resume") == 0
+        assert f"going on after {len(before)} frames" in capsys.readouterr().out
+        assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("frame*")} == before
+        assert run(*arguments[:-1], "10ms", "--resume") == 2
+        assert "holds a video made with window 20000 instead of 10000" in one_line(capsys)
+        (tmp_path / ".progress.pt").unlink()
+        assert run(*arguments, "--resume") == 2
+        assert "holds frames, and not what they were made of" in one_line(capsys)
         # Killed after the last frame: nothing is left to make.
         job.Progress({}).save(tmp_path)
         progress = torch.load(tmp_path / ".progress.pt", weights_only=True)
@@ -314,7 +323,7 @@ class TestVideo:
         assert run(*arguments, "--resume") == 2
         assert "expected an earlier run's state" in one_line(capsys)
         assert run(*arguments, "--overwrite") == 0
-        assert not (tmp_path / ".progress.pt").exists()
+        assert torch.load(tmp_path / ".progress.pt", weights_only=True)["record"] == facts
 
     def test_failing_write_leaves_no_part_of_a_picture(self, recording, checkpoints, tmp_path, capsys, monkeypatch):
         real = os.replace

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     except (InputError, RecordingError, ImportError) as error:
         return _failed(error)
     if args.resume and not begun.frames:
-        notes.append(f"--resume: {args.out} holds no state of an unfinished run, the video begins at its first frame")
+        notes.append(f"--resume: {args.out} holds no frames to go on from, the video begins at its first")
     facts = [f"recording: {args.recording}, {len(events):,} events on {events.width}x{events.height} pixels", *notes]
     try:
         return job.reconstruct(

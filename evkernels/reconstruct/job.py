@@ -134,6 +134,8 @@ def reconstruct(
         terminal.line(fact)
     if begun.frames:
         terminal.line(f"going on after {begun.frames:,} frames of an earlier run")
+    elif video.kind == "png":
+        begun.save(video.folder)
     rescale, seconds, stopped = IntensityRescaling(bounds=begun.bounds), 0.0, False
     done, saved, state = begun.frames, time.monotonic(), to_device(begun.state, device)
     with terminal.step("reconstruction", len(windows) - done) as advance:
@@ -155,8 +157,8 @@ def reconstruct(
         except KeyboardInterrupt:
             stopped = True
     names = video.close()
-    if not stopped:
-        progress.forget(video.folder)
+    if not stopped and video.kind == "png":
+        Progress(begun.record, done, bounds=rescale.bounds).save(video.folder)
     done -= begun.frames
     seen = sum(len(window) for window in windows[begun.frames : begun.frames + done])
     seconds = max(seconds, 1e-9)

@@ -1,7 +1,8 @@
 """What a run leaves for the one that goes on: the network's state after a frame, and what that was made of.
 
-The file appears whole or not at all, after the frames that it counts, and is removed with the last frame. Frames that
-come after it are made again: the same state makes the same frames.
+The file is there from the beginning on, whole, and always counts frames that are there. Frames that come after those
+are made again: the same state makes the same frames. With the last frame it stays, without the state, so that the same
+command finds nothing left to do, and another one does not take the video for its own.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ def load(folder: Path, record: dict[str, Any]) -> Progress:
     """What an earlier run left; the beginning where it left nothing.
 
     Raises:
-        InputError: if it was made of something else, or cannot be read.
+        InputError: if it was made of something else, or cannot be read, or there are frames and nothing says of what.
     """
     path = folder / _FILE
     if not path.is_file():
+        if any(folder.glob("frame_*.png")):
+            raise InputError(f"--out {folder}: holds frames, and not what they were made of; --overwrite begins anew")
         return Progress(record)
     try:
         progress = Progress(**torch.load(path, weights_only=True))
