@@ -85,19 +85,24 @@ def inputs(shape, dtype):
     return *(torch.from_numpy(column) for column in columns), size, height, width
 
 
+def label(shape):
+    return f"{shape[0]:.0e} events by {shape[1]:.0e} {shape[3]}x{shape[2]}"
+
+
+SHAPES = ((10**6, 10**4, 480, 640), (10**6, 10**5, 480, 640), (10**6, 10**4, 720, 1280))
 BENCHMARKS = (
     Benchmark(
         op="event_accumulator",
         function=fused,
         eager=amax,
         inputs=inputs,
-        shapes=((10**6, 10**4, 480, 640), (10**6, 10**5, 480, 640), (10**6, 10**4, 720, 1280)),
-        gate_shapes=((10**6, 10**4, 480, 640),),
+        shapes=SHAPES,
+        gate_shapes=SHAPES[:1],
         tiny_shape=(500, 70, 6, 8),
         floor_bytes=lambda shape, itemsize, mode: 13 * shape[0],
         items=lambda shape: shape[0],
         item="event",
-        label=lambda shape: f"{shape[0]:.0e} events by {shape[1]:.0e} {shape[3]}x{shape[2]}",
+        label=label,
         dtypes=(torch.int64,),
         modes=("inference",),
         layouts=("contiguous",),

@@ -1,7 +1,8 @@
 // Stacked event histograms on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
 //
 // Threads share the bins of all windows, and the rows of a large window of one bin where windows are fewer than
-// threads.
+// threads: on two busy cores of a Zen 3 two threads count 1e6 events at 640x480 1.6 times as fast as one, and 1e7 2.8
+// times, because more of the counters are in cache. An image for each thread and the sum of them gained nothing there.
 
 #include <torch/csrc/stable/library.h>
 
