@@ -1,4 +1,7 @@
-"""What the functions share: columns of events, checked as the ops check them; which events count; times of windows."""
+"""What the functions share: columns of events, which events count, times of windows.
+
+Columns are checked as the ops check them; functions that hand them to an op first leave that to it.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.nn import event_input
 from evkernels.nn.functional import columns
 from evkernels.ops import checks
 from evkernels.reference.event_histogram import window_of_event
@@ -72,7 +73,7 @@ def event_image(
     whatever their order; EventGPT takes the later one in its arrays, and cuts the image to the largest coordinates. Not
     differentiable.
     """
-    x, y, t, p, offsets = columns.checked(x, y, t, p, offsets, height, width)
+    x, y, t, p, offsets = event_input.columns(x, y, p, t, offsets)
     palette = palette_of(palette, x.device)
     last = ops.time_surface(x, y, t, p, height=height, width=width, offsets=offsets)
     off, on = last.unbind(-3)
@@ -127,7 +128,7 @@ def event_count_image(
     Events out of range are dropped. Deterministic, in any order of the events. Not differentiable.
     Source: Zhu et al. 2018 (arXiv:1802.06898), section III-A.
     """
-    x, y, t, p, offsets = columns.checked(x, y, t, p, offsets, height, width)
+    x, y, t, p, offsets = event_input.columns(x, y, p, t, offsets)
     arguments = {"height": height, "width": width, "offsets": offsets}
     counts = ops.event_histogram(x, y, t, p, bins=1, dtype=torch.float32, **arguments)
     last = ops.time_surface(x, y, t, p, **arguments)
@@ -176,7 +177,7 @@ def bina_rep(
     Source: Barchid et al. 2022 (arXiv:2203.09991); the time bins are those of `evkernels.ops.event_histogram`.
     """
     check_bina_rep(bits, frames)
-    x, y, t, p, offsets = columns.checked(x, y, t, p, offsets, height, width)
+    x, y, t, p, offsets = event_input.columns(x, y, p, t, offsets)
     binary = ops.event_histogram(
         x, y, t, p, bins=frames * bits, height=height, width=width, count_cutoff=1, offsets=offsets
     )
