@@ -115,6 +115,21 @@ class TestChannelRmsNorm(DifferentiableOpContract):
             result[1, :, 2, 6] = plain[1, :, 2, 6] = 0
             assert torch.equal(result, plain)
 
+    @pytest.mark.parametrize("is_last", [False, True])
+    def test_nan_stays_at_its_pixel_of_rows_shorter_than_a_vector(self, backend, is_last):
+        """These are read and written together with what follows them."""
+        x, *rest = (v.to(backend.device) if isinstance(v, torch.Tensor) else v for v in sample(3, 3, 1, 2))
+        x = x.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+        changed = x.clone()
+        changed[1, 1, 0, 1] = float("nan")
+        y, (d_x, _, d_bias) = self.op(changed, *rest), gradients(self.op, (changed, *rest))
+        expected, (expected_d_x, _, expected_d_bias) = self.op(x, *rest), gradients(self.op, (x, *rest))
+        assert torch.equal(d_bias, expected_d_bias)
+        for result, plain in ((y, expected), (d_x, expected_d_x)):
+            assert result[1, :, 0, 1].isnan().all()
+            result[1, :, 0, 1] = plain[1, :, 0, 1] = 0
+            assert torch.equal(result, plain)
+
     def test_same_bits_wherever_a_pixel_is(self):
         """Alone, at the end of a row, in a vector: a stream of single maps gives what a batch does."""
         x, *rest = sample(3, 37, 5, 13)

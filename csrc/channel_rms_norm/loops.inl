@@ -11,8 +11,8 @@
 // Elements in front of the one written.
 constexpr int64_t kAhead = 128;
 
-// How a loop's body reads and writes a vector of a row: all of it; at the row's end one that begins before the last one
-// ended, whose elements that were seen before `fresh` leaves out of sums; in rows shorter than a vector a part.
+// How a loop's body reads and writes a vector of a row: all of it; or all of it with lanes that `fresh` leaves out of
+// sums; or a part.
 struct WholeVector {
   template <class T>
   EVKERNELS_LOOP_BODY typename Arithmetic<T>::Type read(const T* p) const {
@@ -27,14 +27,14 @@ struct WholeVector {
     return v;
   }
 };
-struct OverlappingVector : WholeVector {
-  VecI seen;
-  EVKERNELS_LOOP_BODY explicit OverlappingVector(int64_t rest) {
+struct MaskedVector : WholeVector {
+  VecI left_out;
+  EVKERNELS_LOOP_BODY MaskedVector(int64_t begin, int64_t end) {
     VecI lane;
     for (int k = 0; k < EVKERNELS_LANES; ++k) lane[k] = k;
-    seen = lane < (int32_t)(EVKERNELS_LANES - rest);
+    left_out = (lane < (int32_t)begin) | (lane >= (int32_t)end);
   }
-  EVKERNELS_LOOP_BODY VecF fresh(VecF v) const { return select(seen, VecF{}, v); }
+  EVKERNELS_LOOP_BODY VecF fresh(VecF v) const { return select(left_out, VecF{}, v); }
   EVKERNELS_LOOP_BODY double fresh(double v) const { return v; }
 };
 struct PartialVector {
@@ -54,9 +54,11 @@ struct PartialVector {
 };
 
 // Calls body(access, element, slot, chain) for the vectors of a row of `size` elements. `slot` is the vector's place in
-// memory of whole vectors; `chain` is 0 and 1 in turn, for sums that do not wait for each other.
+// memory of whole vectors; `chain` is 0 and 1 in turn, for sums that do not wait for each other. What is left at the
+// end is in a vector that begins before the last one ended. A row shorter than a vector is written with what follows
+// it, which the next row then overwrites, as long as there is `room` from the row's beginning to the end of all rows.
 template <int kLanes, class Body>
-EVKERNELS_INLINE void for_row(int64_t size, const Body& body) {
+EVKERNELS_INLINE void for_row(int64_t size, int64_t room, const Body& body) {
   int64_t e = 0;
   for (; e + 2 * kLanes <= size; e += 2 * kLanes) {
     body(WholeVector{}, e, e, 0);
@@ -65,7 +67,9 @@ EVKERNELS_INLINE void for_row(int64_t size, const Body& body) {
   for (; e + kLanes <= size; e += kLanes) body(WholeVector{}, e, e, 0);
   if (e == size) return;
   if (size > kLanes) {
-    body(OverlappingVector(size - e), size - kLanes, e, 1);
+    body(MaskedVector(kLanes - (size - e), kLanes), size - kLanes, e, 1);
+  } else if (room >= kLanes) {
+    body(MaskedVector(0, size), e, e, 1);
   } else {
     body(PartialVector{size}, e, e, 1);
   }
@@ -82,16 +86,17 @@ EVKERNELS_INLINE A inverse_root(A square) {
   return 1 / (sizeof(A) == 8 ? (A)__builtin_sqrt((double)square) : (A)__builtin_sqrtf((float)square));
 }
 
-// Calls f(first element, pixels) for each sample, or the block of one, that a unit is.
+// Calls f(first element, pixels, elements to the unit's end) for each sample, or the block of one, that a unit is.
 template <class F>
 EVKERNELS_INLINE void for_blocks(const ChannelNormShape& s, int64_t unit, const F& f) {
   if (s.blocks > 1) {
     const int64_t block = unit % s.blocks, first = s.first_pixel(block);
-    f(unit / s.blocks * s.channels * s.pixels + first, s.first_pixel(block + 1) - first);
+    f(unit / s.blocks * s.channels * s.pixels + first, s.first_pixel(block + 1) - first, s.channels * s.pixels - first);
     return;
   }
   const int64_t end = (unit + 1) * s.samples < s.batch ? (unit + 1) * s.samples : s.batch;
-  for (int64_t sample = unit * s.samples; sample < end; ++sample) f(sample * s.channels * s.pixels, s.pixels);
+  const int64_t size = s.channels * s.pixels;
+  for (int64_t sample = unit * s.samples; sample < end; ++sample) f(sample * size, s.pixels, (end - sample) * size);
 }
 
 // Calls f(channel, how many: a constant) for all channels, four and then one at a time.
@@ -115,25 +120,26 @@ static void channel_norm_forward(const T* x, const Compute<T>* weight, const Com
   constexpr int kLanes = Arithmetic<T>::kLanes;
   const int64_t C = s.channels, P = s.pixels;
   for (int64_t unit = begin; unit < end; ++unit) {
-    for_blocks(s, unit, [&](int64_t first, int64_t count) EVKERNELS_LOOP_BODY {
+    for_blocks(s, unit, [&](int64_t first, int64_t count, int64_t room) EVKERNELS_LOOP_BODY {
       const T* const from = x + first;
       T* const to = y + first;
       for (int64_t j = 0; j < count + kLanes; ++j) memory[j] = 0;
       for_channels(C, [&](int64_t c, auto channels) EVKERNELS_LOOP_BODY {
-        for_row<kLanes>(count, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
-          V sum = {};
+        for_row<kLanes>(count, room - (c + decltype(channels)::value - 1) * P,
+                        [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
+                          V sum = {};
 #pragma GCC unroll 4
-          for (int k = 0; k < decltype(channels)::value; ++k) {
-            const V v = at.read(from + (c + k) * P + e);
-            sum = multiply_add(v, v, sum);
-          }
-          store(memory + slot, (V)load(memory + slot) + sum);
-        });
+                          for (int k = 0; k < decltype(channels)::value; ++k) {
+                            const V v = at.read(from + (c + k) * P + e);
+                            sum = multiply_add(v, v, sum);
+                          }
+                          store(memory + slot, (V)load(memory + slot) + sum);
+                        });
       });
       for (int64_t j = 0; j < count + kLanes; ++j) memory[j] = inverse_root(memory[j] / (A)C + (A)s.eps);
       for (int64_t c = 0; c < C; ++c) {
         const V w = V{} + weight[c], b = V{} + bias[c];
-        for_row<kLanes>(count, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
+        for_row<kLanes>(count, room - c * P, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
           __builtin_prefetch(to + (c + 1) * P + e, 1);
           at.write(to + c * P + e, multiply_add((V)at.read(from + c * P + e) * (V)load(memory + slot), w, b));
         });
@@ -156,22 +162,23 @@ static void channel_norm_backward(const T* d_y, const T* x, const Compute<T>* we
   for (int64_t unit = begin; unit < end; ++unit) {
     double *const d_weight = sums + unit * 2 * C, *const d_bias = d_weight + C;
     for (int64_t c = 0; c < 2 * C; ++c) d_weight[c] = 0;
-    for_blocks(s, unit, [&](int64_t first, int64_t count) EVKERNELS_LOOP_BODY {
+    for_blocks(s, unit, [&](int64_t first, int64_t count, int64_t room) EVKERNELS_LOOP_BODY {
       const T *const from = x + first, *const gradient = d_y + first;
       T* const to = d_x + first;
       for (int64_t j = 0; j < count + kLanes; ++j) scale[j] = along[j] = 0;
       for_channels(C, [&](int64_t c, auto channels) EVKERNELS_LOOP_BODY {
-        for_row<kLanes>(count, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
-          V square = {}, product = {};
+        for_row<kLanes>(count, room - (c + decltype(channels)::value - 1) * P,
+                        [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
+                          V square = {}, product = {};
 #pragma GCC unroll 4
-          for (int k = 0; k < decltype(channels)::value; ++k) {
-            const V v = at.read(from + (c + k) * P + e), g = at.read(gradient + (c + k) * P + e);
-            square = multiply_add(v, v, square);
-            product = multiply_add(V(v * weight[c + k]), g, product);
-          }
-          store(scale + slot, (V)load(scale + slot) + square);
-          store(along + slot, (V)load(along + slot) + product);
-        });
+                          for (int k = 0; k < decltype(channels)::value; ++k) {
+                            const V v = at.read(from + (c + k) * P + e), g = at.read(gradient + (c + k) * P + e);
+                            square = multiply_add(v, v, square);
+                            product = multiply_add(V(v * weight[c + k]), g, product);
+                          }
+                          store(scale + slot, (V)load(scale + slot) + square);
+                          store(along + slot, (V)load(along + slot) + product);
+                        });
       });
       for (int64_t j = 0; j < count + kLanes; ++j) {
         const A r = inverse_root(scale[j] / (A)C + (A)s.eps);
@@ -181,11 +188,11 @@ static void channel_norm_backward(const T* d_y, const T* x, const Compute<T>* we
       for (int64_t c = 0; c < C; ++c) {
         const V w = V{} + weight[c];
         V products[2] = {}, gradients[2] = {};
-        for_row<kLanes>(count, [&](auto at, int64_t e, int64_t slot, int chain) EVKERNELS_LOOP_BODY {
+        for_row<kLanes>(count, room - c * P, [&](auto at, int64_t e, int64_t slot, int chain) EVKERNELS_LOOP_BODY {
           const V v = at.read(from + c * P + e), g = at.read(gradient + c * P + e);
           const V scaled = g * (V)load(scale + slot);
           __builtin_prefetch(to + (c + 1) * P + e, 1);
-          products[chain] = multiply_add((V)at.fresh(scaled), v, products[chain]);
+          products[chain] = multiply_add((V)at.fresh(scaled), (V)at.fresh(v), products[chain]);
           gradients[chain] += (V)at.fresh(g);
           at.write(to + c * P + e, multiply_add(scaled, w, V(-v * (V)load(along + slot))));
         });
@@ -221,7 +228,7 @@ static void channel_norm_last_forward(const T* x, const Compute<T>* weight, cons
     for (int64_t k = rows; k < kLanes; ++k) squares[k] = V{};
     for (int64_t k = 0; k < rows; ++k) {
       V sums[2] = {};
-      for_row<kLanes>(C, [&](auto at, int64_t e, int64_t, int chain) EVKERNELS_LOOP_BODY {
+      for_row<kLanes>(C, (end - first - k) * C, [&](auto at, int64_t e, int64_t, int chain) EVKERNELS_LOOP_BODY {
         const V v = at.fresh((V)at.read(x + (first + k) * C + e));
         sums[chain] = multiply_add(v, v, sums[chain]);
       });
@@ -232,7 +239,7 @@ static void channel_norm_last_forward(const T* x, const Compute<T>* weight, cons
     for (int64_t k = 0; k < kLanes; ++k) scale[k] = inverse_root(scale[k] / (A)C + (A)s.eps);
     for (int64_t k = 0; k < rows; ++k) {
       const V r = V{} + scale[k];
-      for_row<kLanes>(C, [&](auto at, int64_t e, int64_t, int) EVKERNELS_LOOP_BODY {
+      for_row<kLanes>(C, (end - first - k) * C, [&](auto at, int64_t e, int64_t, int) EVKERNELS_LOOP_BODY {
         const int64_t m = (first + k) * C + e;
         __builtin_prefetch(y + m + kAhead, 1);
         at.write(y + m, multiply_add((V)at.read(x + m) * r, (V)load(weight + e), (V)load(bias + e)));
@@ -257,7 +264,7 @@ static void channel_norm_last_backward(const T* d_y, const T* x, const Compute<T
     for (int64_t k = rows; k < kLanes; ++k) squares[k] = products[k] = V{};
     for (int64_t k = 0; k < rows; ++k) {
       V square[2] = {}, product[2] = {};
-      for_row<kLanes>(C, [&](auto at, int64_t e, int64_t, int chain) EVKERNELS_LOOP_BODY {
+      for_row<kLanes>(C, (end - first - k) * C, [&](auto at, int64_t e, int64_t, int chain) EVKERNELS_LOOP_BODY {
         const int64_t m = (first + k) * C + e;
         const V v = at.fresh((V)at.read(x + m)), g = at.fresh((V)at.read(d_y + m));
         square[chain] = multiply_add(v, v, square[chain]);
@@ -274,7 +281,7 @@ static void channel_norm_last_backward(const T* d_y, const T* x, const Compute<T
       scale[k] = r;
       along[k] = along[k] * r / (A)C * r * r;
     }
-    for_row<kLanes>(C, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
+    for_row<kLanes>(C, (end - first - rows + 1) * C, [&](auto at, int64_t e, int64_t slot, int) EVKERNELS_LOOP_BODY {
       const V w = load(weight + e);
       V d_weight = {}, d_bias = {};
       for (int64_t k = 0; k < rows; ++k) {
