@@ -100,7 +100,7 @@ EVKERNELS_INLINE void gate_products(V (&sum)[kRows][4], const E* __restrict__ xh
     for (int n = 0; n < 4; ++n) sum[m][n] = V{};
   }
   add_product<4>(sum, (const Factor*)xh, rows.xh / kPer, 1, (const Factor*)panel, 4 * kLanes, s.inputs / kPer);
-  V of_x[kRows][4];
+  V of_x[kRows][4] = {};  // assigned below where it is read, which the compiler does not see
   const bool apart = depth > kChain;
   if (apart) {
 #pragma GCC unroll 6
