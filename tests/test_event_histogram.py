@@ -212,6 +212,19 @@ class TestEventHistogram(OpContract):
         with pytest.raises(ValueError, match=f"{104 if coordinates != torch.uint16 else 102} of 150001 events"):
             ops.event_histogram(x, y, t, p, out_of_range="raise", **size)
 
+    def test_threads_on_more_rows_than_int16_counts(self, same_threads_after):
+        """Read as uint16, a negative y would be one of these rows."""
+        count, height = 40_000, 65_535
+        x, y, t, p = events(count, 1, 1, torch.int16)
+        y[:300] = torch.arange(-300, 0, dtype=torch.int16)
+        expected = eager_counts(x, y, t, p, None, 1, height, 1)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with pytest.raises(ValueError, match=f"300 of {count} events"):
+                ops.event_histogram(x, y, t, p, bins=1, height=height, width=1, dtype=torch.int32, out_of_range="raise")
+            actual = ops.event_histogram(x, y, t, p, bins=1, height=height, width=1, dtype=torch.int32)
+            assert torch.equal(actual.long(), expected)
+
     def test_two_byte_counters_saturate(self, backend):
         zeros = torch.zeros(32_769, dtype=torch.int64, device=backend.device)
         counts = ops.event_histogram(zeros, zeros, zeros, zeros, bins=1, height=1, width=3, dtype=torch.int16)

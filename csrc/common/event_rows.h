@@ -11,10 +11,12 @@
 namespace evkernels {
 
 // Whether the events can be chosen by their rows: the types that cameras use, and no map that takes them elsewhere.
+// Read as uint16, a negative y is from 2^15 on and must be no row.
 inline bool has_sensor_rows(const EventColumns& events, const PixelMap& map) {
   const auto is_16_bits = [](IntType type) { return type == IntType::kInt16 || type == IntType::kUInt16; };
-  return !map.cells && map.height < 1 << 16 && map.height * map.width < int64_t{1} << 31 && is_16_bits(events.x_type) &&
-         is_16_bits(events.y_type) && (events.p_type == IntType::kInt8 || events.p_type == IntType::kUInt8);
+  return !map.cells && map.height <= 1 << 15 && map.height * map.width < int64_t{1} << 31 &&
+         is_16_bits(events.x_type) && is_16_bits(events.y_type) &&
+         (events.p_type == IntType::kInt8 || events.p_type == IntType::kUInt8);
 }
 
 // Where the rows of each of so many threads begin and, as the last entry, where the last ones end: by a sample of the
