@@ -119,7 +119,7 @@ class Provider:
     function: Callable
     # The backend of `evkernels` that serves it; None for a competitor.
     backend: str | None = None
-    compiled: bool = False
+    compiled: bool = False  # by torch.compile: the name ends so
     prepare: Callable[[Arguments], Arguments] = unchanged
     differs: str = ""
 
@@ -172,7 +172,7 @@ def providers(case: Case, device: str) -> tuple[list[Provider], dict[str, str]]:
                 competitor.name,
                 layout,
                 function,
-                compiled=competitor.name == "compile",
+                compiled=competitor.name.endswith("compile"),
                 prepare=competitor.prepare,
                 differs=competitor.differs,
             )
