@@ -4,7 +4,8 @@
 // element forward and 8 backward hide behind that. PyTorch's operators move x 9 times forward, not 2.
 // Threads share blocks of pixels of a sample (some samples where these are small), all channels of which stay in the
 // cache between two passes. In contiguous tensors the second pass reads where the first did: copying a block to
-// consecutive addresses took 1.1 to 2 times as long, rows of 64 bytes, which need one pass alone, up to 10 times.
+// consecutive addresses took 1.1 to 2 times as long, rows of 64 bytes, which need one pass alone, from 2.5 times
+// on.
 // The sums that make the gradients of weight and bias are added in double in the order of the units.
 
 #include <torch/csrc/stable/library.h>

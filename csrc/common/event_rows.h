@@ -10,6 +10,10 @@
 
 namespace evkernels {
 
+// A window of so many events is shared between threads; more than so many threads gain nothing where all read all
+// events.
+constexpr int64_t kSharedWindow = 1 << 15, kMostRowThreads = 16;
+
 // Whether the events can be chosen by their rows: the types that cameras use, and no map that takes them elsewhere.
 // Read as uint16, a negative y is from 2^15 on and must be no row.
 inline bool has_sensor_rows(const EventColumns& events, const PixelMap& map) {

@@ -1,8 +1,8 @@
 // Stacked event histograms on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
 //
 // Threads share the bins of all windows, and the rows of a large window of one bin where windows are fewer than
-// threads: on two busy cores of a Zen 3 two threads count 1e6 events at 640x480 1.6 times as fast as one, and 1e7 2.8
-// times, because more of the counters are in cache. An image for each thread and the sum of them gained nothing there.
+// threads: on two busy cores of a Zen 3 two threads are 1.3 to 1.9 times as fast as one there (`python -m benchmarks
+// threads event_histogram`). An image for each thread and the sum of them gained nothing.
 
 #include <torch/csrc/stable/library.h>
 
@@ -19,14 +19,11 @@
 namespace evkernels {
 namespace {
 
-// A window of so many events is worth sharing; more threads than kMostThreads gain nothing from reading all events.
-constexpr int64_t kShared = 1 << 15, kMostThreads = 16;
-
 // Counts the events [begin, end) of a window of one bin; returns how many were dropped.
 template <class C>
 int64_t fill_shared(const EventColumns& events, const PixelMap& map, const HistogramShape& shape, int64_t begin,
                     int64_t end, C* window) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostThreads);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostRowThreads);
   const int64_t row_work = shape.width * static_cast<int64_t>(sizeof(C)) / 32;
   const std::vector<int64_t> borders = share_rows(events, shape.height, begin, end, row_work, threads);
   std::vector<int64_t> dropped(threads, 0);
@@ -46,7 +43,7 @@ int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const 
   std::vector<uint8_t> is_filled(windows, 0);
   if (shape.bins == 1 && windows < torch::stable::get_num_threads() && has_sensor_rows(events, map)) {
     for (int64_t w = 0; w < windows; ++w) {
-      is_filled[w] = offsets[w + 1] - offsets[w] >= kShared;
+      is_filled[w] = offsets[w + 1] - offsets[w] >= kSharedWindow;
       if (!is_filled[w]) continue;
       dropped_by_shared += fill_shared(events, map, shape, offsets[w], offsets[w + 1], out + w * window_size);
     }

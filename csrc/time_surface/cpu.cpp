@@ -7,7 +7,8 @@
 //
 // Without AVX-512 half of the rows took 0.7 to 1.1. There, where large windows are fewer than threads, rows are shared
 // by a sample of the events, and events of 16-bit coordinates are chosen as common/event_rows.inl says: half of the
-// rows take 0.5 to 0.65. On two busy cores of a Zen 3 two threads are 1.3 to 1.9 times as fast as one. A surface for
+// rows take 0.5 to 0.65. On two busy cores of a Zen 3 two threads are 0.9 (1e7 events) to 2 times as
+// fast as one (`python -m benchmarks threads time_surface`). A surface for
 // each thread and the maximum of them would take more memory, and the time of clearing and reading them.
 
 #include <torch/csrc/stable/library.h>
@@ -33,9 +34,6 @@ struct Decay {
   float tau;
   bool linear;
 };
-
-// A window of so many events is shared between threads; more than kMostThreads gain nothing where all read all events.
-constexpr int64_t kShared = 1 << 15, kMostThreads = 16;
 
 // Fills `out`: times for S = int64_t, and what is left of the events for S = float. Returns how many were dropped.
 template <class T, class S>
@@ -69,8 +67,8 @@ int64_t fill(const T* t, const EventColumns& events, const PixelMap& map, const 
     }
   };
 
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostThreads);
-  if (windows < threads && offsets.back() >= windows * kShared && has_sensor_rows(events, map) &&
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), kMostRowThreads);
+  if (windows < threads && offsets.back() >= windows * kSharedWindow && has_sensor_rows(events, map) &&
       current_isa() < Isa::kAvx512) {
     int64_t dropped = 0;
     for (int64_t w = 0; w < windows; ++w) {
