@@ -106,7 +106,7 @@ def sanitizer_environment(halt_on_error: bool = True) -> dict[str, str]:
 def build(units: list[Path], name: str, sanitize: bool = False) -> Path:
     """Compiles emulated CUDA sources into one shared library and returns its path."""
     folder = BUILD / (f"{name}-sanitized" if sanitize else name)
-    flags = [*CXX_FLAGS, *DEFINES, *INCLUDES, *(SANITIZE_FLAGS if sanitize else ["-O2"])]
+    flags = [*CXX_FLAGS, *DEFINES, *INCLUDES, *(SANITIZE_FLAGS if sanitize else ["-O1"])]
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     objects = [folder / f"{unit.parent.name}-{unit.stem}.o" for unit in units]
     # Other test processes wait for the lock meanwhile, and leave their cores to these compilers.
