@@ -148,7 +148,9 @@ class OpContract:
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounterWithBackend(compiler)
         compiled = torch.compile(self.op, fullgraph=True, dynamic=True, backend=counter)
-        for arguments in self.samples(torch.float32, "contiguous", large=False)[-3:]:
+        # What differs between sizes happens before Inductor, which takes most of the time.
+        count = 1 if compiler == "inductor" else 3
+        for arguments in self.samples(torch.float32, "contiguous", large=False)[-count:]:
             arguments = self.requiring_grad(arguments)
             torch.testing.assert_close(compiled(*arguments), self.op(*arguments), rtol=0, atol=0)
             if self.differentiable:
