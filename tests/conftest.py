@@ -30,7 +30,6 @@ os.environ.setdefault("EVKERNELS_EMULATION_SEED", str(random.randrange(2**32)))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import emulation
-import interpreter
 
 from evkernels import backends
 
@@ -38,7 +37,7 @@ if not backends.why_no_triton():
     # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
     importlib.import_module("evkernels.triton_kernels")
     if os.environ.get("TRITON_INTERPRET") == "1":
-        interpreter.patch_once()
+        importlib.import_module("triton_interpreter").patch_once()
 
 ISAS = ("baseline", "avx2", "avx512", "amx")
 BACKENDS = ("reference", *(f"cpu-{isa}" for isa in ISAS), "cuda-emulated", "triton", "cuda")

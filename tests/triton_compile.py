@@ -4,8 +4,8 @@ Run as `python tests/triton_compile.py 80`, in a process of its own because the 
 switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
 exactly the arguments it would have been launched with. Prints one line of JSON per compiled kernel, a `Compiled`.
 
-Kernels are compiled for float32 in one layout with one tile and for bfloat16 in the other with all tiles that tuning may
-pick; with EVKERNELS_CHECK_ALL_GPUS=1 (`make gpu-check`) for every dtype, layout, precision and tile, for twice the time.
+Each is compiled for float32 in one layout with one tile and for bfloat16 in the other with all tiles that tuning may
+pick; with EVKERNELS_CHECK_ALL_GPUS=1 (`make gpu-check`) for every dtype, layout, precision and tile, in twice the time.
 """
 
 import importlib
