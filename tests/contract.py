@@ -114,16 +114,7 @@ class OpContract:
         for turn, layout in enumerate(self.layouts):
             samples = self.samples_for(backend, self.dtypes[0], layout)
             for arguments in [samples[turn % len(samples)]] if backend.is_slow else samples:
-                arguments = to_device(arguments, backend.device)
-                for overload, call_arguments in registered_calls(self.op, arguments):
-                    with FakeTensorMode() as mode:
-                        fake = overload(*tree_map_only(Tensor, mode.from_tensor, call_arguments))
-                    for real, shape in zip(
-                        tree_flatten(overload(*call_arguments))[0], tree_flatten(fake)[0], strict=True
-                    ):
-                        assert significant_strides(real) == significant_strides(shape)
-                        assert real.dtype == shape.dtype
-                        assert real.device == shape.device
+                assert_shape_rule(self.op, to_device(arguments, backend.device))
 
     def test_shape_rule_on_fake_cuda(self):
         with FakeTensorMode():
@@ -388,6 +379,17 @@ class _Recorder(TorchDispatchMode):
             copies = tree_map_only(Tensor, lambda v: v.detach().requires_grad_(first_order and v.requires_grad), args)
             self.calls.append((function, copies))
         return function(*args, **(kwargs or {}))
+
+
+def assert_shape_rule(function, arguments) -> None:
+    """Operators that calling and differentiating `function` reaches make what their fakes say: shapes, strides, dtypes."""
+    for overload, call_arguments in registered_calls(function, arguments):
+        with FakeTensorMode() as mode:
+            fake = overload(*tree_map_only(Tensor, mode.from_tensor, call_arguments))
+        for real, shape in zip(tree_flatten(overload(*call_arguments))[0], tree_flatten(fake)[0], strict=True):
+            assert significant_strides(real) == significant_strides(shape)
+            assert real.dtype == shape.dtype
+            assert real.device == shape.device
 
 
 def registered_calls(function, arguments) -> list[tuple]:

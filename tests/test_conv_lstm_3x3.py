@@ -254,15 +254,20 @@ class TestCellTakesIt:
             ({"zoneout": 0.1}, 0),
             ({"dilation": 2}, 0),
             ({"activation": "hardtanh"}, 0),
+            ({"zoneout_c": 0.1}, 0),
+            ({"cell_dropout": 0.1}, 0),
+            ({"recurrent_dropout": 0.1}, 0),
+            ("autocast", 0),
             ({"hidden_channels": 8}, 2),
             ({"hidden_channels": 7}, 0),
         ],
     )
     def test_cells_with_options_are_composed(self, options, taken):
         """Of those without, sequences and single steps without gradients run in the op."""
+        autocast, options = options == "autocast", {} if options == "autocast" else options
         cell = nn.ConvLSTMCell(3, **{"hidden_channels": 16, **options})
         x = tensor(2, 1, 3, 18, 20)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile() as profile, torch.autocast("cpu", torch.bfloat16, autocast):
             cell.forward_sequence(x)
             cell(x[0])
             with torch.no_grad():

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from contract import DifferentiableOpContract, to_device
+from contract import DifferentiableOpContract, assert_shape_rule, to_device
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -81,6 +81,8 @@ class GruContract:
         result = self.op(*(to(value, device=backend.device) for value in arguments))
         expected = self.eager(*arguments)
         assert_matches(result, self.eager(*(to(value, dtype=torch.float64) for value in arguments)), expected)
+        first, *others = self.requiring_grad(to_device(arguments, backend.device))
+        assert_shape_rule(self.op, (first.contiguous(memory_format=torch.channels_last), *others))
 
     def test_bits_do_not_depend_on_the_neighbours(self, backend):
         """Whole vectors and ends of rows compute the same: where threads divide the work does not show."""

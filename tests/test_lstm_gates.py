@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from contract import DifferentiableOpContract
+from contract import DifferentiableOpContract, assert_shape_rule, to_device
 from torch import Tensor
 
 from evkernels import ops
@@ -55,6 +55,8 @@ class TestLstmGates(DifferentiableOpContract):
         h, c_next = ops.lstm_gates(*on_device)
         assert (h.dtype, c_next.dtype) == (narrow, torch.float32)
         assert_matches((h, c_next), eager(*(value.double() for value in arguments[:2])), eager(*arguments))
+        gates, c, order = self.requiring_grad(to_device(arguments, backend.device))
+        assert_shape_rule(self.op, (gates.contiguous(memory_format=torch.channels_last), c, order))
 
     @pytest.mark.parametrize("order", ["".join(letters) for letters in itertools.permutations("ifgo")])
     def test_every_order(self, backend, order):

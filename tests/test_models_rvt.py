@@ -173,7 +173,11 @@ def test_detector_runs_on_labelled_frames_alone():
         labelled = torch.tensor([[False, True], [True, False]])
         some, _, _ = model.forward_sequence(x, labelled=labelled)
         nothing, losses, states = model(x[0], retrieve_detections=False)
+        # Zeros at the bottom and on the right, so that boxes stay where they are.
+        maps, _ = model.backbone(F.pad(x[0], (0, 28, 0, 4)))
+        padded, _ = model.yolox_head(model.fpn(maps))
     torch.testing.assert_close(some, everything[[1, 2]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(everything[:2], padded, rtol=1e-4, atol=1e-5)
     assert nothing is None
     assert losses is None
     assert len(states) == 4
@@ -333,6 +337,7 @@ def test_suppression_equals_a_plain_loop():
     torch.testing.assert_close(detections[:, 4] * detections[:, 5], scores[kept])
     assert torch.equal(predictions, before)
     assert postprocess(predictions, 2.0)[0].shape == (0, 7)
+    assert len(postprocess(predictions, scores.max().item())[0]) == 1
 
 
 def test_intersection_over_union():
@@ -366,8 +371,9 @@ def plain_assignment(boxes, objectness, class_logits, anchors, target) -> dict[i
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_assignment_equals_plain_loops(seed):
+# The second object is close enough to want the same anchors, or far, and an anchor near the first sees it best.
+@pytest.mark.parametrize(("seed", "second"), [(0, (25, 22)), (1, (25, 22)), (2, (25, 22)), (3, (52, 12))])
+def test_assignment_equals_plain_loops(seed, second):
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.tensor([[x, y, 8] for y in range(5) for x in range(8)], dtype=torch.float32)
     centres = (anchors[:, :2] + 0.5) * 8
@@ -375,8 +381,9 @@ def test_assignment_equals_plain_loops(seed):
         [centres + 4 * torch.randn(40, 2, generator=generator), 8 + 16 * torch.rand(40, 2, generator=generator)], dim=1
     )
     objectness, logits = torch.randn(40, generator=generator), torch.randn(40, 3, generator=generator)
-    # Close enough to want the same anchors.
-    target = torch.tensor([[0, 20, 20, 16, 20], [2, 25, 22, 20, 18]], dtype=torch.float32)
+    target = torch.tensor([[0, 20, 20, 16, 20], [2, *second, 20, 18]], dtype=torch.float32)
+    if second == (52, 12):
+        boxes[18] = target[1, 1:]
     anchor, owner, overlap = loss.assigned(boxes, objectness, logits, anchors, target)
     expected = plain_assignment(boxes, objectness, logits, anchors, target)
     assert set(expected.values()) == {0, 1}
@@ -404,3 +411,8 @@ def test_a_perfect_prediction_costs_nothing():
     losses = loss.yolox_losses(boxes, objectness, logits, anchors, targets)
     assert losses["loss"].item() == pytest.approx(0, abs=1e-5)
     assert losses["num_fg"] == 1
+    # Half a box aside: overlaps of all anchors add up to a third, and yet one answers.
+    boxes[0, 2, 0] += 4
+    losses = loss.yolox_losses(boxes, objectness, logits, anchors, targets)
+    assert losses["matched"] == 1
+    assert losses["iou_loss"].item() == pytest.approx(5 * (1 - 1 / 9), rel=1e-5)

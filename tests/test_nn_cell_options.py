@@ -201,6 +201,11 @@ class TestFormulas:
         assert all(parameter.grad.isfinite().all() for parameter in cell.parameters())
 
 
+def test_no_group_of_a_norm_crosses_gates():
+    lstm, gru = ConvLSTMCell(3, 4, norm_groups=2), ConvGRUCell(3, 4, norm_groups=2)
+    assert [norm.num_groups for norm in (lstm.norm, gru.norm_zr, gru.norm_n)] == [8, 4, 2]
+
+
 class TestLstmUpdate:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
     def test_is_the_op_without_options(self, dtype):

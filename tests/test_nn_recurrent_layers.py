@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 import evkernels.nn
-from evkernels.nn import ConvGRU, ConvLSTM, ConvLSTMCell
+from evkernels.nn import ConvGRU, ConvGRUCell, ConvLSTM, ConvLSTMCell
 from evkernels.testing import assert_matches, tensor
 
 LAYERS = {
@@ -172,13 +172,27 @@ class TestResetsAndLengths:
         expected_gradients = torch.autograd.grad(trimmed_loss, list(layer.parameters()))
         torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
 
-    def test_cells_take_lengths_too(self):
-        cell = ConvLSTMCell(3, 4)
-        x = tensor(4, 2, 3, 5, 7)
-        output, (h, c) = cell.forward_sequence(x, lengths=torch.tensor([2, 4]))
-        expected, (h_short, c_short) = cell.forward_sequence(x[:2])
-        torch.testing.assert_close((output[:2, 0], h[0], c[0]), (expected[:, 0], h_short[0], c_short[0]))
+    @pytest.mark.parametrize(
+        "cell",
+        [
+            lambda: ConvLSTMCell(3, 4),
+            lambda: ConvLSTMCell(3, 8),
+            lambda: ConvLSTMCell(3, 4, kernel_size=1),
+            lambda: ConvGRUCell(3, 4, winograd=True),
+        ],
+    )
+    def test_cells_take_lengths_too(self, cell):
+        """Also those that run as one op without; under autocast in the same dtypes as without."""
+        cell, x, lengths = cell(), tensor(4, 2, 3, 5, 7), torch.tensor([2, 4])
+        output, state = cell.forward_sequence(x, lengths=lengths)
+        expected, short = cell.forward_sequence(x[:2])
+        torch.testing.assert_close(output[:2, 0], expected[:, 0])
+        torch.testing.assert_close(tree_map(lambda v: v[0], state), tree_map(lambda v: v[0], short))
         assert output[2:, 0].abs().sum() == 0
+        with torch.autocast("cpu", torch.bfloat16):
+            results = cell.forward_sequence(x, lengths=lengths), cell.forward_sequence(x)
+        with_lengths, without = (tree_map(lambda v: v.dtype, result) for result in results)
+        assert with_lengths == without
 
     def test_detach_ends_the_graph_between_chunks(self, make):
         layer = make(num_layers=2)
