@@ -382,7 +382,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def assert_shape_rule(function, arguments) -> None:
-    """Operators that calling and differentiating `function` reaches make what their fakes say: shapes, strides, dtypes."""
+    """The operators that `function` and its gradient reach make the shapes, strides and dtypes of their fakes."""
     for overload, call_arguments in registered_calls(function, arguments):
         with FakeTensorMode() as mode:
             fake = overload(*tree_map_only(Tensor, mode.from_tensor, call_arguments))

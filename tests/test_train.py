@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_a_resumed_run_has_the_same_bits(config, tmp_path, sampling):
     assert rows(tmp_path / "whole" / "losses.csv")[3:] == rows(tmp_path / "parts" / "losses.csv")
 
 
+@pytest.mark.parametrize("sampling", ["stream", "random"])
+def test_an_epoch_begins_alike_in_a_run_and_in_a_resumed_one(config, sampling):
+    # With this seed the second epoch of three recordings has another order than the first.
+    trainer = Trainer(load("rvt", config, [f"sampling={sampling}", "seed=2"]), torch.device("cpu"))
+    epoch = len(trainer.data) if sampling == "stream" else len(trainer.data) // trainer.settings.batch_size
+    whole = [batch.frames for batch in islice(trainer.batches(), 2 * epoch)]
+    trainer.step = epoch
+    resumed = [batch.frames for batch in islice(trainer.batches(), epoch)]
+    torch.testing.assert_close(resumed, whole[epoch:], rtol=0, atol=0)
+    assert any(not torch.equal(*frames) for frames in zip(whole[:epoch], resumed, strict=True))
+
+
 def test_the_rate_rises_and_falls():
     rates = [_rate(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
@@ -120,9 +133,17 @@ def test_repeating_a_batch_lowers_the_loss(config):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision(config, precision):
-    trainer = Trainer(load("rvt", config, [f"precision={precision}"]), torch.device("cpu"))
+def test_low_precision(config, precision, tmp_path):
+    """Gradients are clipped without the factor of float16's losses, which a resumed run goes on with."""
+    settings = load("rvt", config, [f"precision={precision}", "gradient_clip_val=0.01"])
+    trainer, resumed = (Trainer(settings, torch.device("cpu")) for _ in range(2))
+    trainer.scaler = torch.amp.GradScaler("cpu", 1024.0, enabled=precision == "float16")
     assert np.isfinite(trainer.train_step(next(trainer.batches()))["loss"])
+    gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+    assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(0.01, rel=0.01)
+    trainer.save(tmp_path / "last.ckpt")
+    resumed.load(tmp_path / "last.ckpt")
+    assert resumed.scaler.get_scale() == trainer.scaler.get_scale()
     assert 0 <= trainer.validate()["AP"] <= 1
 
 
