@@ -1,8 +1,8 @@
 """VisionCore's modulator, 288 to 256 channels over five frames, against the same layers of plain PyTorch.
 
-Nearly all operations are in two 3x3 convolutions, which both leave to PyTorch's library; what can be saved is what is
-between them, the group norm and the gates. Floor: features are read, the last state written, and weights read once; the
-gradient reads and writes as much again.
+Nearly all operations are in two 3x3 convolutions: Winograd's, with their weights transformed in every call, against
+PyTorch's library. The group norm and the gates are between them.
+Floor: features are read, the last state written, and weights read once; the gradient reads and writes as much again.
 """
 
 import torch
@@ -23,7 +23,7 @@ def _network(channels):
     if channels not in _networks:
         with torch.device("meta"):
             _networks[channels] = ConvGRUModulator(
-                {"feature_dim": channels, "behavior_dim": BEHAVIOR, "beh_emb_dim": EMBEDDED}
+                {"feature_dim": channels, "behavior_dim": BEHAVIOR, "beh_emb_dim": EMBEDDED, "winograd": True}
             )
     return _networks[channels]
 

@@ -109,6 +109,24 @@ Tensor conv_3x3_gradient_weight(Tensor weight, int64_t first, int64_t count) {
   return packed;
 }
 
+// What conv_3x3 makes of a weight [Cout, Cin, 3, 3], for any number of calls.
+Tensor conv_3x3_packed_weight(Tensor weight) {
+  STD_TORCH_CHECK(weight.dim() == 4 && has_shape(weight, {weight.size(0), weight.size(1), 3, 3}),
+                  "weight must be [Cout, Cin, 3, 3]");
+  const WinogradShape s = {{0, 0, 0}, {weight.size(1), 0}, weight.size(0), 1};
+  weight = in_layout(weight, MemoryFormat::Contiguous);
+  const auto dtype = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor packed = torch::stable::empty({transformed_size(s)}, dtype, std::nullopt, weight.device());
+  dispatch_floating("conv_3x3_packed_weight", weight.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using R = Compute<T>;
+    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(convolution_pack, data<T>(weight), mutable_data<R>(packed), s, begin, end);
+    });
+  });
+  return packed;
+}
+
 // The gradient of the input channels [first, first + count), channels_last; `packed` is conv_3x3_gradient_weight's.
 Tensor conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int64_t first, int64_t count) {
   const MemoryFormat layout = common_layout(grad);
@@ -138,6 +156,14 @@ Tensor conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int64_
     });
   });
   return d_input;
+}
+
+// A convolution alone, channels_last: the same loop as that of a gradient, over a weight packed as it is.
+Tensor conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor) {
+  STD_TORCH_CHECK(
+      x.dim() == 4 && has_shape(weight, {weight.size(0), x.size(1), 3, 3}) && weight.scalar_type() == x.scalar_type(),
+      "x must be [N, Cin, H, W] and weight [Cout, Cin, 3, 3] of its dtype");
+  return conv_3x3_input_gradient(x, weight, packed, 0, weight.size(0));
 }
 
 // The gradient of the weight [C, channels of x and h, 3, 3], float32 or float64, of a convolution of x and h side by
@@ -177,6 +203,8 @@ Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
 STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("conv_lstm_3x3", TORCH_BOX(&evkernels::conv_lstm_3x3));
   m.impl("conv_3x3_gradient_weight", TORCH_BOX(&evkernels::conv_3x3_gradient_weight));
+  m.impl("conv_3x3", TORCH_BOX(&evkernels::conv_3x3));
+  m.impl("conv_3x3_packed_weight", TORCH_BOX(&evkernels::conv_3x3_packed_weight));
   m.impl("conv_3x3_input_gradient", TORCH_BOX(&evkernels::conv_3x3_input_gradient));
   m.impl("conv_3x3_weight_gradient", TORCH_BOX(&evkernels::conv_3x3_weight_gradient));
 }

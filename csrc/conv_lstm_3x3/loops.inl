@@ -146,6 +146,13 @@ static void input_gradient_pack(const T* weight, int64_t columns, R* packed, con
   winograd_pack<T>(rows, packed, s, begin, end);
 }
 
+// A convolution of its own: the weight [s.channels, s.inputs[0], 3, 3] as it is.
+template <class T, class R>
+static void convolution_pack(const T* weight, R* packed, const WinogradShape& s, int64_t begin, int64_t end) {
+  const WinogradWeight<T> rows = {{weight}, s.inputs[0] * 9, 9, false};
+  winograd_pack<T>(rows, packed, s, begin, end);
+}
+
 template <class T, class R>
 static void input_gradient(const R* maps, const R* packed, T* d_input, R* buffer, const WinogradShape& s, int64_t begin,
                            int64_t end) {

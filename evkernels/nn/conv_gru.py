@@ -10,7 +10,8 @@ over all frames of a sequence at once; a step has one convolution of h. With a s
 convolves the inputs in the same way, by the columns of its weights that belong to x.
 
 With `winograd`, where nothing but the convolutions and the gates acts on the state, a classic 3x3 cell is one op for
-all steps: `ops.conv_gru_3x3`.
+all steps: `ops.conv_gru_3x3`. Plain 3x3 convolutions of a fast cell are then Winograd's too, their weights transformed
+once per call of the cell or the layer: what acts between the steps (norm, clamps, dropout) stays outside.
 """
 
 import torch
@@ -20,8 +21,11 @@ from evkernels import ops
 from evkernels.nn import cell_options
 from evkernels.nn.recurrent import RecurrentCell
 from evkernels.ops import registration
+from evkernels.ops.conv_3x3 import PackedConvolution
 
 _MOST_JOINED_CHANNELS = 64
+# With fewer the transforms cost more than they save: 5 to 16 channels took up to twice as long as the library.
+_FEWEST_PACKED_CHANNELS = 32
 
 
 class ConvGRUCell(RecurrentCell):
@@ -56,9 +60,11 @@ class ConvGRUCell(RecurrentCell):
         zoneout: Probability with which an element of h keeps its previous value in training; its mean otherwise.
         recurrent_dropout: Probability to drop an element of the h that is convolved, in training; one mask for all
             steps of a sequence, and one per call of `forward`. The blend with n sees h whole.
-        winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`: faster, but its
-            convolutions on the CPU are Winograd's, with three times the rounding error of PyTorch's for weights of one
-            size and ten times for FireNet's published ones.
+        winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`, and plain 3x3
+            convolutions of a fast one with at least 32 input channels by the same method on the CPU: faster, but
+            Winograd's convolutions have about three times the rounding error of direct sums for weights of one size
+            and ten times for FireNet's published ones, and a NaN or an infinity reaches up to two pixels. Transforming
+            the weights of a fast cell, once per sequence or single step, pays from about 100 squares of 2x2 pixels on.
 
     Raises:
         ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,
@@ -190,7 +196,7 @@ class ConvGRUCell(RecurrentCell):
 
     def _step(self, mask):
         if self.form == "fast":
-            advance = self._fast_step
+            advance = self._fast_step()
         else:
             advance = self._strided_step if self._convolves_input else self._classic_step
 
@@ -201,8 +207,26 @@ class ConvGRUCell(RecurrentCell):
 
         return step
 
-    def _fast_step(self, x_gates, h, seen):
-        return ops.gru_gates(x_gates, self.layer_norm(self.conv_h(seen.to(x_gates.dtype))), h)
+    def _fast_step(self):
+        convolve = PackedConvolution(self.conv_h.weight) if self._is_packed(self.conv_h) else self.conv_h
+
+        def advance(x_gates, h, seen):
+            return ops.gru_gates(x_gates, self.layer_norm(convolve(seen.to(x_gates.dtype))), h)
+
+        return advance
+
+    def _is_packed(self, conv: nn.Module) -> bool:
+        """Whether a convolution of the fast form is Winograd's."""
+        return (
+            self.winograd
+            and cell_options.is_plain(conv)
+            and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+            and conv.groups == 1
+            and conv.padding_mode == "zeros"
+            and conv.in_channels >= _FEWEST_PACKED_CHANNELS
+            and conv.weight.device.type == "cpu"
+            and cell_options.is_wide(conv.weight)
+        )
 
     def _classic_step(self, x, h, seen):
         xh = torch.cat([x, seen.to(x.dtype)], dim=1)
@@ -225,7 +249,9 @@ class ConvGRUCell(RecurrentCell):
     def _convolved(self, x):
         """What x adds to z, r and n."""
         if self.form == "fast":
-            return self.conv_x(x)
+            if not self._is_packed(self.conv_x):
+                return self.conv_x(x)
+            return PackedConvolution(self.conv_x.weight, calls=1)(x) + self.conv_x.bias[:, None, None]
         gates = (self.update_gate, self.reset_gate, self.out_gate)
         weight = torch.cat([gate.weight[:, : self.in_channels] for gate in gates])
         bias = torch.cat([gate.bias for gate in gates])

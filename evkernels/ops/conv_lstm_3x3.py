@@ -198,7 +198,7 @@ _backward = registration.define(
 _gradient_weight = registration.define(
     "conv_3x3_gradient_weight(Tensor weight, int first, int count) -> Tensor",
     reference=lambda weight, first, count: weight.new_empty(0),
-    fake=lambda weight, first, count: weight.new_empty(16 * (count + 63) // 64 * 64 * weight.shape[0]),
+    fake=lambda weight, first, count: weight.new_empty(16 * ((count + 63) // 64 * 64) * weight.shape[0]),
 )
 _input_gradient = registration.define(
     "conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int first, int count) -> Tensor",

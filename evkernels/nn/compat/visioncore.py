@@ -3,6 +3,7 @@
 The cell is `evkernels.nn.ConvGRUCell(form="fast")`; what is here is the original's interface around it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from evkernels import ops
 from evkernels.nn.cell_options import is_plain
 from evkernels.nn.conv_gru import ConvGRUCell
+from evkernels.ops.conv_3x3 import PackedConvolution
 
 
 class ConvGRUCellFast(ConvGRUCell):
@@ -31,6 +33,7 @@ class ConvGRUCellFast(ConvGRUCell):
         use_depthwise: Each convolution of at least 3 channels is a depthwise one followed by a 1x1.
         use_grouped: Whether the convolutions, if not depthwise, are grouped.
         num_groups: Into how many groups, at most their input channels.
+        winograd: As in ConvGRUCell; not in the original.
 
     Raises:
         ValueError: if `k` is even, 3*hid_ch is not divisible by the norm's groups (33, 40, 48, ...) or the channels are
@@ -49,13 +52,14 @@ class ConvGRUCellFast(ConvGRUCell):
         use_depthwise: bool = False,
         use_grouped: bool = False,
         num_groups: int = 1,
+        winograd: bool = False,
     ) -> None:
-        groups = num_groups if use_grouped else 1
-        super().__init__(in_ch, hid_ch, k, "fast", layer_norm=use_layer_norm, depthwise=use_depthwise, groups=groups)
+        options = {"depthwise": use_depthwise, "groups": num_groups if use_grouped else 1, "winograd": winograd}
+        super().__init__(in_ch, hid_ch, k, "fast", layer_norm=use_layer_norm, **options)
 
     def forward(self, x_proj: Tensor, h: Tensor) -> Tensor:
         """conv_x(x) [N, 3*hid_ch, H, W] and h [N, hid_ch, H, W] to the next h."""
-        return self._fast_step(x_proj, h, h)
+        return self._fast_step()(x_proj, h, h)
 
 
 class ConvGRU(nn.Module):
@@ -82,6 +86,7 @@ class ConvGRU(nn.Module):
         use_residual: Whether the last frame is added; without effect where in_ch is not hid_ch.
         grad_clip_val: Bound of the state in training, None for none. In spite of its name it clamps h, not gradients;
             these are zero where it does.
+        winograd: As in ConvGRUCell; not in the original.
 
     Raises:
         ValueError: as ConvGRUCellFast.
@@ -102,6 +107,7 @@ class ConvGRU(nn.Module):
         learnable_h0: bool = True,
         use_residual: bool = False,
         grad_clip_val: float | None = None,
+        winograd: bool = False,
     ) -> None:
         super().__init__()
         self.hid_ch = hid_ch
@@ -109,7 +115,7 @@ class ConvGRU(nn.Module):
         self.use_residual = use_residual and in_ch == hid_ch
         self.grad_clip_val = grad_clip_val
         self.h0 = nn.Parameter(torch.zeros(1, hid_ch, 1, 1)) if learnable_h0 else None
-        self.cell = ConvGRUCellFast(in_ch, hid_ch, k, use_layer_norm, use_depthwise, use_grouped, num_groups)
+        self.cell = ConvGRUCellFast(in_ch, hid_ch, k, use_layer_norm, use_depthwise, use_grouped, num_groups, winograd)
 
     def forward(self, x: Tensor, chunk_size: int = 4) -> Tensor:
         """Runs the sequence.
@@ -137,10 +143,15 @@ class ConvGRU(nn.Module):
 
     def _last_state(self, frames: Tensor, chunk_size: int, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         """The state after frames [T, B, C, H, W], of which `convolve` makes what conv_x does of x."""
-        h = None
+        h = advance = None
+        if len(frames) > 1 and self.cell._is_packed(self.cell.conv_h):
+            advance = self.cell._fast_step()
         for chunk in frames.split(chunk_size):
             for x_proj in convolve(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2]):
-                h = self._first_state(x_proj) if h is None else self.cell(x_proj, h)
+                if h is None:
+                    h = self._first_state(x_proj)
+                else:
+                    h = self.cell(x_proj, h) if advance is None else advance(x_proj, h, h)
                 if self.training and self.grad_clip_val is not None:
                     h = h.clamp(-self.grad_clip_val, self.grad_clip_val)
         return h
@@ -218,12 +229,16 @@ class ConvGRUModulator(nn.Module):
         k = conv.kernel_size[0]
         weight, weight_embedded = conv.weight.tensor_split([features.shape[1]], dim=1)
         weight = weight.contiguous()
+        if self.gru.cell._is_packed(conv):
+            convolved = PackedConvolution(weight, calls=-(-features.shape[2] // 8))
+        else:
+            convolved = functools.partial(F.conv2d, weight=weight, padding=k // 2)
         added = of_constant(
             lambda x: F.conv2d(x, weight_embedded, conv.bias, padding=k // 2), embedded, k, features.shape[3:]
         )
         frames = features.permute(2, 0, 1, 3, 4)
 
         def convolve(x):
-            return (F.conv2d(x, weight, None, padding=k // 2).unflatten(0, (-1, len(added))) + added).flatten(0, 1)
+            return (convolved(x).unflatten(0, (-1, len(added))) + added).flatten(0, 1)
 
         return self.output_proj(self.gru._last_state(frames, 8, convolve)).unsqueeze(2)

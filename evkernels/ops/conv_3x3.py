@@ -1,0 +1,93 @@
+"""A 3x3 convolution with zero padding whose weight is transformed once for all steps of a sequence.
+
+On the CPU it is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of its weight is the
+library's on contiguous maps: of 256 to 768 channels at 13x13 csrc/conv_lstm_3x3/weight_gradient.inl took 1.1 (ten
+samples) to 1.3 times as long (two), because its sums of 7 MB then pass through the caches once per row.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evkernels.ops import registration
+
+
+class PackedConvolution:
+    """`functional.conv2d(x, weight, padding=1)`, channels_last, for a weight [Cout, Cin, 3, 3] that stays.
+
+    A weight of many calls is transformed for the gradient of their inputs too, once; that of a single call when its
+    gradient is computed. Differentiable to any order; float32 or float64.
+    """
+
+    def __init__(self, weight: Tensor, calls: int = 2):
+        self.weight = weight
+        self.packed = ()
+        if registration.needs_reference():
+            return
+        fixed = weight.detach()
+        again = calls > 1 and torch.is_grad_enabled()
+        of_gradient = torch.ops.evkernels.conv_3x3_gradient_weight(fixed, 0, weight.shape[1]) if again else None
+        self.packed = _packed_weight(fixed), fixed.new_empty(0) if of_gradient is None else of_gradient
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if registration.needs_reference() or not self.packed:
+            return _reference(x, self.weight, *self.packed)
+        return _forward(x, self.weight, *self.packed)
+
+
+def _packed_size(weight):
+    return 16 * ((weight.shape[0] + 63) // 64 * 64) * weight.shape[1]
+
+
+def _reference(x, weight, *_):
+    if x.numel() == 0:  # conv2d takes no empty images
+        return x.new_zeros(len(x), len(weight), *x.shape[2:])
+    return functional.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
+
+
+def _fake(x, weight, packed, packed_gradient):
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, _, packed_gradient = inputs
+    ctx.save_for_backward(x, weight, packed_gradient)
+
+
+def _gradient(ctx, grad):
+    if grad is None:
+        return (None,) * 4
+    x, weight, packed = ctx.saved_tensors
+    need_x, need_weight, *_ = ctx.needs_input_grad
+    if x.numel() == 0 or weight.numel() == 0:
+        return x.new_zeros(x.shape), weight.new_zeros(weight.shape), None, None
+    d_x = d_weight = None
+    window = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    # With create_graph the gradient must itself be differentiable: PyTorch's operators compute it.
+    if torch.is_grad_enabled():
+        d_x, d_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, *window, [need_x, need_weight, False])
+        return d_x, d_weight, None, None
+    if need_x:
+        columns = 0, weight.shape[1]
+        if packed.numel() == 0:
+            packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, *columns)
+        d_x = torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, *columns)
+    if need_weight:
+        maps = grad.contiguous(), x.contiguous()
+        d_weight = torch.ops.aten.convolution_backward(*maps, weight, *window, [False, True, False])[1]
+    return d_x, d_weight, None, None
+
+
+_packed_weight = registration.define(
+    "conv_3x3_packed_weight(Tensor weight) -> Tensor",
+    reference=lambda weight: weight.new_zeros(_packed_size(weight)),
+    fake=lambda weight: weight.new_empty(_packed_size(weight)),
+)
+_forward = registration.define(
+    "conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor packed_gradient) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+)
+registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
+registration.forbid_gradient(_packed_weight, "it belongs to conv_3x3, which differentiates by its weight")

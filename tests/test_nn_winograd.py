@@ -1,0 +1,139 @@
+"""Fast ConvGRUs whose convolutions are Winograd's, and `conv_3x3`, which computes them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import weighted_sum
+
+from evkernels import nn
+from evkernels.nn.compat.visioncore import ConvGRU, ConvGRUModulator
+from evkernels.ops.conv_3x3 import PackedConvolution
+from evkernels.testing import assert_matches, tensor
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(2, 3, 5, 4, 7), (1, 16, 70, 1, 1), (3, 33, 9, 6, 2), (2, 1, 1, 13, 13)])
+def test_convolution_and_gradients(layout, dtype, size):
+    n, inputs, outputs, height, width = size
+    x = tensor(n, inputs, height, width, dtype=dtype, layout=layout).requires_grad_()
+    weight = tensor(outputs, inputs, 3, 3, dtype=dtype, seed=1).requires_grad_()
+    grad = tensor(n, outputs, height, width, dtype=dtype, layout=layout, seed=2)
+
+    def results(x, weight, grad, convolve):
+        y = convolve(x, weight)
+        return (y, *torch.autograd.grad(y, [x, weight], grad))
+
+    def eager(x, weight):
+        return F.conv2d(x, weight, padding=1)
+
+    exact = results(
+        x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), grad.double(), eager
+    )
+    expected = results(x, weight, grad, eager)
+    for calls in (1, 2):
+        found = results(x, weight, grad, lambda x, weight, calls=calls: PackedConvolution(weight, calls)(x))
+        for values in zip(found, exact, expected, strict=True):
+            assert_matches(*values, times=4)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_nothing_to_do(shape):
+    x, weight = torch.zeros(shape, requires_grad=True), tensor(5, 3, 3, 3).requires_grad_()
+    y = PackedConvolution(weight)(x)
+    assert y.shape == (shape[0], 5, *shape[2:])
+    d_x, d_weight = torch.autograd.grad(y.sum(), [x, weight])
+    assert d_x.shape == x.shape
+    assert d_weight.eq(0).all()
+
+
+def test_gradcheck_and_opcheck():
+    x = tensor(1, 2, 3, 2, dtype=torch.float64).requires_grad_()
+    weight = tensor(2, 2, 3, 3, dtype=torch.float64, seed=1).requires_grad_()
+    function = lambda x, weight: PackedConvolution(weight)(x)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x, weight))
+    assert torch.autograd.gradgradcheck(function, (x, weight))
+    _, tangent = torch.func.jvp(function, (x.detach(), weight.detach()), (x.detach(), weight.detach()))
+    torch.testing.assert_close(tangent, 2 * function(x, weight))
+    ops = torch.ops.evkernels
+    packed = ops.conv_3x3_packed_weight(weight.detach()), ops.conv_3x3_gradient_weight(weight.detach(), 0, 2)
+    torch.library.opcheck(ops.conv_3x3.default, (x, weight, *packed))
+    torch.library.opcheck(ops.conv_3x3_packed_weight.default, (weight.detach(),))
+
+
+def test_nan_stays_within_two_pixels():
+    x = torch.zeros(1, 3, 9, 9)
+    x[0, 1, 4, 4] = torch.nan
+    y = PackedConvolution(tensor(2, 3, 3, 3))(x)
+    assert y[:, :, 3:6, 3:6].isnan().all()
+    y[:, :, 2:7, 2:7] = 0
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "options", [{}, {"layer_norm": False}, {"zoneout": 0.2}, {"stride": 2}, {"recurrent_dropout": 0.3}]
+)
+def test_cell_equals_its_library_form(layout, options):
+    torch.manual_seed(0)
+    cell = nn.ConvGRUCell(32, 32, form="fast", dtype=torch.float64, winograd=True, **options)
+    cell.train("recurrent_dropout" in options)
+    x = tensor(6, 32, 5, 4, dtype=torch.float64, layout=layout).unflatten(0, (3, 2)).requires_grad_()
+    reset = tensor(3, 2, seed=3) > 0
+    results = []
+    for winograd in (True, False):
+        cell.winograd = winograd
+        torch.manual_seed(1)
+        with torch.profiler.profile() as profile:
+            output, h = cell.forward_sequence(x, None, reset)
+        count = sum(event.name == "evkernels::conv_3x3" for event in profile.events())
+        assert count == (3 + ("stride" not in options)) * winograd
+        loss = weighted_sum([output, h])
+        results.append([output, h, *torch.autograd.grad(loss, [x, *cell.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernel_size": 5}, {"padding_mode": "reflect"}, {"groups": 2}, {"depthwise": True}]
+)
+def test_options_keep_their_path(options):
+    cell = nn.ConvGRUCell(32, 32, form="fast", winograd=True, **options)
+    with torch.profiler.profile() as profile:
+        cell.forward_sequence(tensor(2, 1, 32, 6, 5))
+    assert not any(event.name == "evkernels::conv_3x3" for event in profile.events())
+
+
+def test_streaming_equals_sequence():
+    cell = nn.ConvGRUCell(32, 40, form="fast", layer_norm=False, winograd=True)
+    x, h = tensor(4, 2, 32, 5, 7), None
+    with torch.no_grad():
+        output, _ = cell.forward_sequence(x)
+        for frame, expected in zip(x, output, strict=True):
+            h = cell(frame, h)
+            assert h.equal(expected)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_long_modulator_is_as_accurate_as_float32(clip):
+    """VisionCore's own initialisation, 100 steps, its state clamped or not."""
+    torch.manual_seed(0)
+    options = {"feature_dim": 32, "behavior_dim": 4, "grad_clip_val": clip}
+    network = ConvGRUModulator({**options, "winograd": True})
+    features, behavior = tensor(1, 32, 100, 5, 5), tensor(1, 4, seed=1)
+    results = []
+    for winograd, dtype in ((True, torch.float32), (False, torch.float64), (False, torch.float32)):
+        network = network.to(dtype)
+        network.gru.cell.winograd = winograd
+        results.append(network(features.to(dtype), behavior.to(dtype)))
+    assert_matches(*results, times=4)
+
+
+def test_compiles_into_one_graph():
+    layer = ConvGRU(32, 32, winograd=True, learnable_h0=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = tensor(1, 32, 3, 4, 5)
+    results = []
+    for module in (layer, compiled):
+        output = module(x)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(layer.parameters()))])
+    torch.testing.assert_close(*results)
