@@ -1,7 +1,7 @@
 """VisionCore's modulator, 288 to 256 channels over five frames, against the same layers of plain PyTorch.
 
-Nearly all operations are in two 3x3 convolutions: Winograd's, with their weights transformed in every call, against
-PyTorch's library. The group norm and the gates are between them.
+Nearly all operations are in two 3x3 convolutions, with `winograd=True` here and PyTorch's library there; the group norm
+and the gates are between them. The weights are transformed in every call.
 Floor: features are read, the last state written, and weights read once; the gradient reads and writes as much again.
 """
 

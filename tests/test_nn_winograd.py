@@ -58,6 +58,8 @@ def test_gradcheck_and_opcheck():
     ops = torch.ops.evkernels
     packed = ops.conv_3x3_packed_weight(weight.detach()), ops.conv_3x3_gradient_weight(weight.detach(), 0, 2)
     torch.library.opcheck(ops.conv_3x3.default, (x, weight, *packed))
+    torch.library.opcheck(ops.conv_3x3_packed_weight.default, (weight.detach(),))
+    torch.library.opcheck(ops.conv_3x3_gradient_weight.default, (weight.detach(), 0, 2))
 
 
 def test_nan_stays_within_two_pixels():
@@ -100,6 +102,18 @@ def test_options_keep_their_path(options):
     with torch.profiler.profile() as profile:
         cell.forward_sequence(tensor(2, 1, 32, 6, 5))
     assert not any(event.name == "evkernels::conv_3x3" for event in profile.events())
+
+
+def test_every_backend_serves(backend):
+    torch.manual_seed(0)
+    cell = nn.ConvGRUCell(32, 32, form="fast", winograd=True).to(backend.device)
+    x = tensor(2, 1, 32, 3, 4).to(backend.device).requires_grad_()
+    results = []
+    for winograd in (True, False):
+        cell.winograd = winograd
+        output, _ = cell.forward_sequence(x)
+        results.append([output, *torch.autograd.grad(weighted_sum([output]), [x, *cell.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_streaming_equals_sequence():

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/workspace.h"
@@ -89,6 +90,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Ten
   return {output, c_last, gates, cells};
 }
 
+// Zeros behind a transformed weight: its tensor has the size that the widest vectors need.
+template <class R>
+void clear_rest(Tensor& packed, const WinogradShape& s) {
+  R* const all = mutable_data<R>(packed);
+  std::fill(all + EVKERNELS_CALL(winograd_written_size<R>, s), all + packed.numel(), R{0});
+}
+
 // What conv_3x3_input_gradient makes of the input channels [first, first + count) of a weight, for any number of calls.
 Tensor conv_3x3_gradient_weight(Tensor weight, int64_t first, int64_t count) {
   STD_TORCH_CHECK(weight.dim() == 4 && first >= 0 && count >= 0 && first + count <= weight.size(1) &&
@@ -105,6 +113,7 @@ Tensor conv_3x3_gradient_weight(Tensor weight, int64_t first, int64_t count) {
       EVKERNELS_CALL(input_gradient_pack, data<T>(weight) + first * 9, weight.size(1), mutable_data<R>(packed), s,
                      begin, end);
     });
+    clear_rest<R>(packed, s);
   });
   return packed;
 }
@@ -123,6 +132,7 @@ Tensor conv_3x3_packed_weight(Tensor weight) {
     parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1, [&](int64_t begin, int64_t end) {
       EVKERNELS_CALL(convolution_pack, data<T>(weight), mutable_data<R>(packed), s, begin, end);
     });
+    clear_rest<R>(packed, s);
   });
   return packed;
 }

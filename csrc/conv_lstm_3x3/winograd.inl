@@ -62,6 +62,12 @@ static int64_t winograd_packed_size(const WinogradShape& s) {
   const WinogradSizes<R> sizes(s);
   return 16 * sizes.panels * kPanelVectors * sizes.kLanes * sizes.depth;
 }
+// How many of them packing writes: the last panel may have fewer vectors.
+template <class R>
+static int64_t winograd_written_size(const WinogradShape& s) {
+  const WinogradSizes<R> sizes(s);
+  return 16 * sizes.vectors * sizes.kLanes * sizes.depth;
+}
 template <class R>
 static int64_t winograd_panels(const WinogradShape& s) {
   return WinogradSizes<R>(s).panels;

@@ -4,6 +4,8 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 `evkernels.backends`.
 """
 
+# Layers use it; like all ops it must be declared before the compiled kernels are loaded.
+from evkernels.ops import conv_3x3 as conv_3x3
 from evkernels.ops.batch_norm_activation import batch_norm_activation
 from evkernels.ops.blur_soft_pool2d import blur_soft_pool2d
 from evkernels.ops.channel_rms_norm import channel_rms_norm

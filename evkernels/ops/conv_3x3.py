@@ -39,6 +39,10 @@ def _packed_size(weight):
     return 16 * ((weight.shape[0] + 63) // 64 * 64) * weight.shape[1]
 
 
+def _reference_packed_weight(weight):
+    return weight.new_zeros(_packed_size(weight))
+
+
 def _reference(x, weight, *_):
     if x.numel() == 0:  # conv2d takes no empty images
         return x.new_zeros(len(x), len(weight), *x.shape[2:])
@@ -81,7 +85,7 @@ def _gradient(ctx, grad):
 
 _packed_weight = registration.define(
     "conv_3x3_packed_weight(Tensor weight) -> Tensor",
-    reference=lambda weight: weight.new_zeros(_packed_size(weight)),
+    reference=_reference_packed_weight,
     fake=lambda weight: weight.new_empty(_packed_size(weight)),
 )
 _forward = registration.define(
@@ -89,5 +93,7 @@ _forward = registration.define(
     reference=_reference,
     fake=_fake,
 )
+registration.define_composed(_packed_weight, _reference_packed_weight)
+registration.define_composed(_forward, _reference)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
 registration.forbid_gradient(_packed_weight, "it belongs to conv_3x3, which differentiates by its weight")
