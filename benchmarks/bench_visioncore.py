@@ -1,7 +1,7 @@
 """VisionCore's modulator, 288 to 256 channels over five frames, against the same layers of plain PyTorch.
 
-Nearly all operations are in two 3x3 convolutions, with `winograd=True` here and PyTorch's library there; the group norm
-and the gates are between them. The weights are transformed in every call.
+Nearly all operations are in two 3x3 convolutions: here they are Winograd's, with weights transformed in every call. The
+group norm and the gates are between them.
 Floor: features are read, the last state written, and weights read once; the gradient reads and writes as much again.
 """
 
@@ -23,7 +23,7 @@ def _network(channels):
     if channels not in _networks:
         with torch.device("meta"):
             _networks[channels] = ConvGRUModulator(
-                {"feature_dim": channels, "behavior_dim": BEHAVIOR, "beh_emb_dim": EMBEDDED, "winograd": True}
+                {"feature_dim": channels, "behavior_dim": BEHAVIOR, "beh_emb_dim": EMBEDDED}
             )
     return _networks[channels]
 

@@ -131,7 +131,7 @@ def test_long_modulator_is_as_accurate_as_float32(clip):
     """VisionCore's own initialisation, 100 steps, its state clamped or not."""
     torch.manual_seed(0)
     options = {"feature_dim": 32, "behavior_dim": 4, "grad_clip_val": clip}
-    network = ConvGRUModulator({**options, "winograd": True})
+    network = ConvGRUModulator(options)
     features, behavior = tensor(1, 32, 100, 5, 5), tensor(1, 4, seed=1)
     results = []
     for winograd, dtype in ((True, torch.float32), (False, torch.float64), (False, torch.float32)):

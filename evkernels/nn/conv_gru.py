@@ -63,8 +63,9 @@ class ConvGRUCell(RecurrentCell):
         winograd: Whether a classic 3x3 cell without options runs, in float32, as `ops.conv_gru_3x3`, and plain 3x3
             convolutions of a fast one with at least 32 input channels by the same method on the CPU: faster, but
             Winograd's convolutions have about three times the rounding error of direct sums for weights of one size
-            and ten times for FireNet's published ones, and a NaN or an infinity reaches up to two pixels. Transforming
-            the weights of a fast cell, once per sequence or single step, pays from about 100 squares of 2x2 pixels on.
+            and ten times for FireNet's published ones, and a NaN or an infinity reaches up to two pixels. The weights
+            of a fast cell are transformed once per sequence or single step: 256 channels on two maps of 13x13 pixels
+            take 0.75 of the time over two steps and 0.93 in one.
 
     Raises:
         ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,

@@ -193,8 +193,9 @@ class ConvGRUModulator(nn.Module):
         y = output_proj(gru(torch.cat([features, embedded], dim=1))).unsqueeze(2)
 
     Args:
-        cfg: feature_dim and behavior_dim; optionally hidden_dim (feature_dim), beh_emb_dim (16), kernel_size (3), and
-            the arguments of ConvGRU: fast_phase is refused, because output_proj takes hidden_dim channels.
+        cfg: feature_dim and behavior_dim; optionally hidden_dim (feature_dim), beh_emb_dim (16), kernel_size (3),
+            winograd (True), and the other arguments of ConvGRU: fast_phase is refused, because output_proj takes
+            hidden_dim channels.
 
     Raises:
         ValueError: if `cfg` asks for fast_phase, or as ConvGRU.
@@ -208,6 +209,7 @@ class ConvGRUModulator(nn.Module):
         feature_dim, behavior_dim = options.pop("feature_dim"), options.pop("behavior_dim")
         hidden_dim = options.pop("hidden_dim", feature_dim)
         beh_emb_dim = options.pop("beh_emb_dim", 16)
+        options.setdefault("winograd", True)
         if options.get("fast_phase"):
             raise ValueError("fast_phase must be False: output_proj takes hidden_dim channels")
         self.feature_dim = feature_dim
