@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to take half of its time.
+"""Triton's interpreter without half of its work.
 
 It replaces the functions of `triton.language` by its own when a kernel is launched, and looks through all of them again
 in every call of one jit function by another.

@@ -90,11 +90,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Ten
   return {output, c_last, gates, cells};
 }
 
-// Zeros behind a transformed weight: its tensor has the size that the widest vectors need.
-template <class R>
-void clear_rest(Tensor& packed, const WinogradShape& s) {
-  R* const all = mutable_data<R>(packed);
-  std::fill(all + EVKERNELS_CALL(winograd_written_size<R>, s), all + packed.numel(), R{0});
+// A transformed weight, of the size that the widest vectors need, behind it zeros: pack(type of the weight's elements,
+// where to, panels [begin, end)).
+template <class F>
+Tensor packed_weight(const char* op, const Tensor& weight, const WinogradShape& s, const F& pack) {
+  const auto dtype = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor packed = torch::stable::empty({transformed_size(s)}, dtype, std::nullopt, weight.device());
+  dispatch_floating(op, weight.scalar_type(), [&](auto type) {
+    using R = Compute<typename decltype(type)::type>;
+    R* const to = mutable_data<R>(packed);
+    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1,
+                 [&](int64_t begin, int64_t end) { pack(type, to, begin, end); });
+    std::fill(to + EVKERNELS_CALL(winograd_written_size<R>, s), to + packed.numel(), R{0});
+  });
+  return packed;
 }
 
 // What conv_3x3_input_gradient makes of the input channels [first, first + count) of a weight, for any number of calls.
@@ -104,18 +113,10 @@ Tensor conv_3x3_gradient_weight(Tensor weight, int64_t first, int64_t count) {
                   "weight must be [C, at least first + count, 3, 3]");
   const WinogradShape s = {{0, 0, 0}, {weight.size(0), 0}, count, 1};
   weight = in_layout(weight, MemoryFormat::Contiguous);
-  const auto dtype = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor packed = torch::stable::empty({transformed_size(s)}, dtype, std::nullopt, weight.device());
-  dispatch_floating("conv_3x3_gradient_weight", weight.scalar_type(), [&](auto type) {
+  return packed_weight("conv_3x3_gradient_weight", weight, s, [&](auto type, auto* to, int64_t begin, int64_t end) {
     using T = typename decltype(type)::type;
-    using R = Compute<T>;
-    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(input_gradient_pack, data<T>(weight) + first * 9, weight.size(1), mutable_data<R>(packed), s,
-                     begin, end);
-    });
-    clear_rest<R>(packed, s);
+    EVKERNELS_CALL(input_gradient_pack, data<T>(weight) + first * 9, weight.size(1), to, s, begin, end);
   });
-  return packed;
 }
 
 // What conv_3x3 makes of a weight [Cout, Cin, 3, 3], for any number of calls.
@@ -124,17 +125,10 @@ Tensor conv_3x3_packed_weight(Tensor weight) {
                   "weight must be [Cout, Cin, 3, 3]");
   const WinogradShape s = {{0, 0, 0}, {weight.size(1), 0}, weight.size(0), 1};
   weight = in_layout(weight, MemoryFormat::Contiguous);
-  const auto dtype = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor packed = torch::stable::empty({transformed_size(s)}, dtype, std::nullopt, weight.device());
-  dispatch_floating("conv_3x3_packed_weight", weight.scalar_type(), [&](auto type) {
+  return packed_weight("conv_3x3_packed_weight", weight, s, [&](auto type, auto* to, int64_t begin, int64_t end) {
     using T = typename decltype(type)::type;
-    using R = Compute<T>;
-    parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, s), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(convolution_pack, data<T>(weight), mutable_data<R>(packed), s, begin, end);
-    });
-    clear_rest<R>(packed, s);
+    EVKERNELS_CALL(convolution_pack, data<T>(weight), to, s, begin, end);
   });
-  return packed;
 }
 
 // The gradient of the input channels [first, first + count), channels_last; `packed` is conv_3x3_gradient_weight's.

@@ -118,12 +118,12 @@ def is_wide(x: Tensor) -> bool:
     return not narrow and x.dtype.itemsize >= 4
 
 
-def is_plain(conv: nn.Module) -> bool:
-    """Whether an op may read the parameters of `conv`: one that somebody has replaced, parametrised or hooked is called
-    as it is.
+def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
+    """Whether something else may do what `module` does with its parameters: one that somebody has replaced,
+    parametrised or hooked is called as it is.
     """
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
-    return type(conv) is nn.Conv2d and not any(hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
 
 
 def check_probability(name: str, value: float, below_one: bool = False) -> None:

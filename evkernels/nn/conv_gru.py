@@ -24,7 +24,7 @@ from evkernels.ops import registration
 from evkernels.ops.conv_3x3 import PackedConvolution
 
 _MOST_JOINED_CHANNELS = 64
-# With fewer the transforms cost more than they save: 5 to 16 channels took up to twice as long as the library.
+# With fewer the transforms cost more than they save.
 _FEWEST_PACKED_CHANNELS = 32
 
 
@@ -64,8 +64,7 @@ class ConvGRUCell(RecurrentCell):
             convolutions of a fast one with at least 32 input channels by the same method on the CPU: faster, but
             Winograd's convolutions have about three times the rounding error of direct sums for weights of one size
             and ten times for FireNet's published ones, and a NaN or an infinity reaches up to two pixels. The weights
-            of a fast cell are transformed once per sequence or single step: 256 channels on two maps of 13x13 pixels
-            take 0.75 of the time over two steps and 0.93 in one.
+            of a fast cell are transformed once per sequence, and in every single step.
 
     Raises:
         ValueError: if `kernel_size` is even, `form` is unknown, an argument of the one form comes with the other,

@@ -2,7 +2,7 @@
 
 On the CPU it is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of its weight is the
 library's on contiguous maps: of 256 to 768 channels at 13x13 csrc/conv_lstm_3x3/weight_gradient.inl took 1.1 (ten
-samples) to 1.3 times as long (two), because its sums of 7 MB then pass through the caches once per row.
+samples) to 1.3 times as long (two).
 """
 
 import torch

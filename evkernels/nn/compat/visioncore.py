@@ -143,15 +143,17 @@ class ConvGRU(nn.Module):
 
     def _last_state(self, frames: Tensor, chunk_size: int, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         """The state after frames [T, B, C, H, W], of which `convolve` makes what conv_x does of x."""
-        h = advance = None
-        if len(frames) > 1 and self.cell._is_packed(self.cell.conv_h):
-            advance = self.cell._fast_step()
+        h, advance = None, self.cell
+        # One step for all frames transforms the weight of conv_h once.
+        if len(frames) > 1 and is_plain(self.cell, ConvGRUCellFast):
+            step = self.cell._fast_step()
+
+            def advance(x_proj, h):
+                return step(x_proj, h, h)
+
         for chunk in frames.split(chunk_size):
             for x_proj in convolve(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2]):
-                if h is None:
-                    h = self._first_state(x_proj)
-                else:
-                    h = self.cell(x_proj, h) if advance is None else advance(x_proj, h, h)
+                h = self._first_state(x_proj) if h is None else advance(x_proj, h)
                 if self.training and self.grad_clip_val is not None:
                     h = h.clamp(-self.grad_clip_val, self.grad_clip_val)
         return h

@@ -126,6 +126,14 @@ def test_streaming_equals_sequence():
             assert h.equal(expected)
 
 
+def test_a_hooked_cell_is_called_in_every_step():
+    layer, x, calls = ConvGRU(32, 32, winograd=True), tensor(1, 32, 4, 5, 5), []
+    expected = layer(x)
+    layer.cell.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(layer(x), expected)
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_long_modulator_is_as_accurate_as_float32(clip):
     """VisionCore's own initialisation, 100 steps, its state clamped or not."""
