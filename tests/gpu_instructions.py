@@ -25,8 +25,9 @@ PTX = {
     "shared_atomics": r"\b(?:atom|red)\.shared\b",
 }
 SASS = {
-    "loads_16": r"\bLDG\.E\.128\b",
-    "stores_16": r"\bSTG\.E\.(?:EF\.)?128\b",
+    # They begin with their letters, which are found many times as fast in tens of megabytes.
+    "loads_16": r"LDG\.E\.128\b",
+    "stores_16": r"STG\.E\.(?:EF\.)?128\b",
     "tensor": r"\b[HQI]G?MMA\b",
 }
 AT_LEAST = ("loads_16", "stores_16", "tensor")

@@ -21,7 +21,7 @@ from emulation import build
 def build_cpu_kernels() -> Path:
     """The CPU kernels as setup.py builds them, but sanitized; one library, compiled where sources changed."""
     folder = build.ROOT / "build" / "sanitized"
-    flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-g", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-O1", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
     flags += [*build.DEFINES, *build.INCLUDES, *build.SANITIZE_FLAGS]
     csrc = build.ROOT / "csrc"
     sources = sorted(csrc.glob("*/cpu.cpp")) + sorted(csrc.glob("common/*.cpp"))

@@ -40,7 +40,7 @@ print(*sorted(name for name in registered if name.startswith("evkernels::")))
 
 def test_links_without_torch_for_cuda_and_registers(tmp_path):
     """With the libraries of setup.py, beside a torch that knows no GPU and on a machine without a driver."""
-    units, library = build.sources(), tmp_path / "cuda.so"
+    units, library = build.with_host_code(), tmp_path / "cuda.so"
     for unit in units:
         build.compile_cuda(unit, CUDA_HOME)
     objects = [str(build.cuda_object(unit)) for unit in units]
