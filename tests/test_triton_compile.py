@@ -72,7 +72,7 @@ def measured(kernels: list[dict], architecture: int) -> dict[str, dict]:
     """
     found = {}
     for name in sorted({kernel["kernel"] for kernel in kernels}):
-        mine = [kernel for kernel in kernels if kernel["kernel"] == name]
+        mine = [kernel for kernel in kernels if kernel["kernel"] == name and kernel["threads"]]
         typical = [kernel for kernel in mine if kernel["typical"]]
         wide = [kernel for kernel in typical if kernel["dtype"] != "bfloat16"]
         found[name] = {

@@ -6,6 +6,10 @@ exactly the arguments it would have been launched with. Prints one line of JSON 
 
 Each is compiled for float32 in one layout with one tile and for bfloat16 in the other with all tiles that tuning may
 pick; with EVKERNELS_CHECK_ALL_GPUS=1 (`make gpu-check`) for every dtype, layout, precision and tile, in twice the time.
+
+What is compiled for odd sizes and sizes of 1 has another beginning, Triton's own form, which all of it is read in. What
+Triton's and NVIDIA's compilers go on to make of that is what they make of even sizes, with more registers: without
+EVKERNELS_CHECK_ALL_GPUS=1 they do so where a kernel's budget says that few are left.
 """
 
 import importlib
@@ -16,12 +20,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
 sys.path.insert(0, str(Path(__file__).parent))
 
+import gpu_resources
 import torch
 import triton
 from contract import OpContract, registered_calls
@@ -37,6 +42,8 @@ LAYOUTS = ("contiguous", "channels_last")
 # The architecture that gets sizes which Triton compiles in: it does so before it knows the architecture, so that one is
 # enough.
 FOR_ODD_SIZES = 90
+# Of 255 registers. Kernels that are allowed as many may spill at odd sizes alone.
+MANY_REGISTERS = 200
 
 
 class _NoDevice(CudaDriver):
@@ -71,18 +78,18 @@ def contracts() -> list[OpContract]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one compiled kernel takes and does."""
+    """What one compiled kernel takes and does; what is not compiled to machine code has the last of it alone."""
 
     kernel: str
     dtype: str  # of the op's arguments
     typical: bool  # compiled for sizes of real networks
-    threads: int
-    registers: int  # per thread
-    local: int  # bytes of local memory per thread: where registers spill to
-    shared: int  # bytes per block
-    widest: int  # bytes of the widest access to global memory by one thread
-    matrix: str  # the instruction of the matrix units, or nothing
     narrow: list[str]  # 32-bit products that reach an address
+    threads: int = 0
+    registers: int = 0  # per thread
+    local: int = 0  # bytes of local memory per thread: where registers spill to
+    shared: int = 0  # bytes per block
+    widest: int = 0  # bytes of the widest access to global memory by one thread
+    matrix: str = ""  # the instruction of the matrix units, or nothing
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -157,8 +164,19 @@ def narrow_products(ttir: str) -> list[str]:
     return sorted({product for offset in offsets for product in reached(offset, set())})
 
 
+def without_machine_code(backend=None, stages=None, options=None, language=None, capability=None):
+    """Triton's hook that changes the stages of a compilation: its own form of the kernel is the last."""
+    if stages is None:
+        return "without machine code", "without machine code"
+    for stage in list(stages)[list(stages).index("ttgir") + 1 :]:
+        del stages[stage]
+    # What Triton insists on having in the end.
+    stages["cubin"] = lambda module, metadata: metadata.update(name="", shared=0) or b""
+
+
 def main(architecture: int, is_thorough: bool) -> None:
     triton.runtime.driver.set_active(_NoDevice(architecture))
+    budgets = gpu_resources.budgets()["triton"]
     compiled: dict[str, Compiled] = {}
     now = {"dtype": "", "typical": False}
 
@@ -168,19 +186,13 @@ def main(architecture: int, is_thorough: bool) -> None:
             # Sizes that are none of a network's need not be tried with every tile. The matrix units depend on it.
             tiles = tiles if now["typical"] and (is_thorough or now["dtype"] == "bfloat16") else tiles[:1]
             function = kernel.fn if hasattr(kernel, "configs") else kernel
+            registers = budgets.get(function.__name__, {}).get("registers", {}).get(f"sm_{architecture}", 0)
+            is_whole = is_thorough or now["typical"] or registers >= MANY_REGISTERS
+            triton.knobs.runtime.add_stages_inspection_hook = None if is_whole else without_machine_code
             for tile in tiles:
                 result = function.warmup(*arguments, grid=(1,), **options, **tile)
                 if result.hash not in compiled:
-                    compiled[result.hash] = Compiled(
-                        result.metadata.name,
-                        **now,
-                        threads=32 * result.metadata.num_warps,
-                        **resources(result.asm["cubin"]),
-                        shared=result.metadata.shared,
-                        widest=widest_access(result.asm["ptx"]),
-                        matrix=matrix_instruction(result.asm["ptx"]),
-                        narrow=narrow_products(result.asm["ttir"]),
-                    )
+                    compiled[result.hash] = read(result, function.__name__, **now)
                     print(json.dumps(asdict(compiled[result.hash])))
 
         return launch
@@ -203,6 +215,21 @@ def main(architecture: int, is_thorough: bool) -> None:
         for layout in layouts[: len(layouts) if is_thorough else 1] if architecture == FOR_ODD_SIZES else ():
             for arguments in contract.samples(dtypes[0], layout, large=False)[:2]:
                 compile_calls(contract, arguments)
+
+
+def read(result, kernel: str, dtype: str, typical: bool) -> Compiled:
+    """What can be read off a compilation."""
+    found = Compiled(kernel, dtype, typical, narrow_products(result.asm["ttir"]))
+    if not result.asm["cubin"]:
+        return found
+    return replace(
+        found,
+        threads=32 * result.metadata.num_warps,
+        **resources(result.asm["cubin"]),
+        shared=result.metadata.shared,
+        widest=widest_access(result.asm["ptx"]),
+        matrix=matrix_instruction(result.asm["ptx"]),
+    )
 
 
 def compile_calls(contract: OpContract, arguments: tuple) -> None:
