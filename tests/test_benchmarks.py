@@ -73,7 +73,7 @@ def test_every_provider_is_right(case, provider, benchmark):
 def test_no_slower_than_eager(case):
     """In each layout, in one process, by the median of the ratios within a round; a noisy moment gets two retries.
 
-    Three rounds are enough where they are twice the noise away from failing.
+    One round is enough where it is six times the noise away from failing, three where it is twice the noise.
     """
     here, absent = providers(case, DEVICE)
     for layout in case.benchmark.layouts:
@@ -81,16 +81,20 @@ def test_no_slower_than_eager(case):
         if not ours:
             pytest.skip(f"no backend of ours on {DEVICE}: {absent}")
 
-        def ratio(rounds: int, ours=ours[0], eager=eager) -> float:
-            pair = [Timed(bound.run, bound.surroundings) for bound in (ours, eager)]
-            measure(pair, device=DEVICE, min_time=0.005 * rounds, rounds=rounds)
-            return speedup(*pair, clock_of(DEVICE, threads=1))
+        def pair(ours=ours[0], eager=eager) -> list[Timed]:
+            return [Timed(bound.run, bound.surroundings) for bound in (ours, eager)]
 
-        if ratio(rounds=3) > 1 + NOISE:
+        def ratio(timed: list[Timed], rounds: int) -> float:
+            measure(timed, device=DEVICE, min_time=0.005 * rounds, rounds=rounds)
+            return speedup(*timed, clock_of(DEVICE, threads=1))
+
+        # The second call's rounds join the first's.
+        first = pair()
+        if ratio(first, 1) > 1 + 5 * NOISE or ratio(first, 2) > 1 + NOISE:
             continue
         ratios = []
         while len(ratios) < 3 and max(ratios, default=0) < 1 - NOISE:
-            ratios.append(ratio(rounds=10))
+            ratios.append(ratio(pair(), 6))
         assert max(ratios) >= 1 - NOISE, f"{case.name} {layout}: {ratios} of eager's speed"
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("rich", reason="the demo needs rich (extra demo)")
 pytest.importorskip("matplotlib", reason="the demo needs matplotlib (extra demo)")
 
 from evkernels import arguments, backends, demo
-from evkernels.demo import comparison, stages, training
+from evkernels.demo import comparison, pictures, stages, training
 from evkernels.events import Events, simulate
 from evkernels.ops.registration import default_kernels
 
@@ -26,6 +26,15 @@ def _quick(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Without what test_writes_report_and_pictures looks at: pictures, times, and long sequences of many crops."""
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: None)
+    monkeypatch.setattr(stages, "medians", lambda calls, *_: dict.fromkeys(calls, 1.0))
+    monkeypatch.setattr(training, "_BATCH", 1)
+    monkeypatch.setattr(training, "_UNROLL", 2)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def test_writes_report_and_pictures(recording, tmp_path, capsys):
     assert shown.err == ""
 
 
-def test_needs_no_recording(tmp_path, capsys):
+def test_needs_no_recording(brief, tmp_path, capsys):
     pytest.importorskip("skimage", reason="the simulation needs a photograph from scikit-image (extra demo)")
     assert run(tmp_path, "--sensor", "33x21", "--windows", 6, "--steps", 2) == 0
     assert "simulated camera pan" in capsys.readouterr().out
@@ -103,7 +112,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("op", FAULTS)
-def test_finds_planted_faults(op, recording, tmp_path, capsys):
+def test_finds_planted_faults(op, brief, recording, tmp_path, capsys):
     change, where = FAULTS[op]
     with wrong(op, change):
         assert run(tmp_path, recording, "--windows", 6, "--steps", 2) == 1
