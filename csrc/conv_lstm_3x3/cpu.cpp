@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "common/workspace.h"
 #include "conv_lstm_3x3/host.h"
@@ -184,18 +185,25 @@ Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
   Tensor d_weight =
       torch::stable::empty({s.channels, s.inputs[0] + s.inputs[1], 3, 3}, dtype, std::nullopt, grad.device());
   if (d_weight.numel() == 0) return d_weight;
+  if (grad.numel() == 0) return torch::stable::fill_(d_weight, 0);
   dispatch_floating("conv_3x3_weight_gradient", grad.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
-    const auto inputs = workspace<R>(EVKERNELS_CALL(gradient_inputs_size<R>, s));
+    const auto buffer = workspace<R>(EVKERNELS_CALL(gradient_buffer_size<R>, s));
+    const std::vector<T> zeros(std::max({s.inputs[0], s.inputs[1], s.channels}));
     const T* const both[2] = {data<T>(x), data<T>(h)};
-    parallel_for(0, s.maps.batch * (s.maps.height + 2), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(gradient_inputs, both, inputs.get(), s, begin, end);
-    });
-    parallel_for(0, EVKERNELS_CALL(gradient_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<R>(EVKERNELS_CALL(gradient_buffer_size<R>, s, end - begin));
-      EVKERNELS_CALL(weight_gradient, data<T>(grad), inputs.get(), buffer.get(), mutable_data<R>(d_weight), s, begin,
-                     end);
+    const int64_t panels = EVKERNELS_CALL(gradient_panels<R>, s), chunk = EVKERNELS_CALL(gradient_chunk<R>, s);
+    for (int64_t first = 0; first < s.maps.squares(); first += chunk) {
+      const int64_t squares = std::min(chunk, s.maps.squares() - first);
+      parallel_for(0, squares, 8, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(gradient_squares, data<T>(grad), both, zeros.data(), buffer.get(), s, first, begin, end);
+      });
+      parallel_for(0, 16 * panels, 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(gradient_products, buffer.get(), s, squares, first > 0, begin, end);
+      });
+    }
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      EVKERNELS_CALL(weight_gradient, buffer.get(), mutable_data<R>(d_weight), s, begin, end);
     });
   });
   return d_weight;

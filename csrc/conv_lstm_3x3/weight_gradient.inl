@@ -1,146 +1,223 @@
-// The gradient of a 3x3 convolution's weight: for every output and input channel nine sums over all pixels.
+// The gradient of a 3x3 convolution's weight by Winograd's F(2x2, 3x3), turned around: with the gradient g of a square
+// of 2x2 pixels and its 4x4 surroundings d, d_w = G^T [sum over squares of (A g A^T) . (B^T d B)] G, 16 products for
+// each pair of channels instead of 36.
 //
-// A register block is a few output channels by one vector of input channels by the three taps of a row, so that every
-// vector of the input is loaded once for three taps. Inputs are copied to [row][vector][pixel][lanes] with a border of
-// zeros and the gradients of a row to [block][pixel][outputs of the block], so that a block reads both in order, out of
-// the first-level cache. Sums of one row are added to those of all rows before: two levels, a tenth of the error of
-// one.
+// A chunk of squares at a time: both are transformed to [16][square][channel]; then each of the 16 places is a matrix
+// product over the chunk's squares, in a register block of a few input channels by up to kGradientVectors vectors of
+// output channels, which is added to the sums of all chunks before: two levels of sums, a tenth of the error of one.
+// Threads share the squares of a chunk, then the places and panels; results do not depend on them. Products leave to
+// the two transforms a fifth to a half of the time, most where channels are few.
 //
-// Without AVX-512 PyTorch's library takes 2.3 to 6 times as long for this in channels_last and 1.2 to 1.3 times on
-// contiguous maps, to which these would have to be copied (24 to 192 inputs, one thread of a Zen 3); this runs as fast
-// as a large matrix product there. With AVX-512 the library has not been found slow and is used.
+// On one thread of a Zen 3 direct sums, a vector of input channels by the three taps of a row in the register block,
+// took 1.3 times as long for 24 or 48 input channels and 1.5 to 1.7 times for 96 or 192, though they ran as fast as a
+// large matrix product. PyTorch's library takes 1.2 to 1.5 times as long as those on contiguous maps, to which these
+// would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 the library has not been found slow and is
+// used.
 
-// Output channels of a block, with three taps about as many sums as there are registers for.
-constexpr int kBlockOutputs = EVKERNELS_LANES == 16 ? 8 : 4;
+// Vectors of output channels of a panel.
+constexpr int kGradientVectors = EVKERNELS_LANES == 16 ? 4 : 2;
 
 template <class R>
 struct GradientSizes {
   static constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  int64_t vectors[2], line, row, blocks, block_sums;
+  int64_t columns[2];       // of either input, in whole vectors
+  int64_t rows;             // of the sums: all columns, in whole register blocks
+  int64_t vectors, panels;  // of output channels
+  int64_t chunk;            // squares
+  // From a square to the next and from a place to the next, of the transformed inputs and gradients.
+  int64_t input_square, input_place, grad_square, grad_place;
 
   EVKERNELS_LOOP_BODY explicit GradientSizes(const WinogradShape& s) {
-    for (int k = 0; k < 2; ++k) vectors[k] = (s.inputs[k] + kLanes - 1) / kLanes;
-    line = (s.maps.width + 2) * kLanes;
-    row = all_vectors() * line;
-    blocks = (s.channels + kBlockOutputs - 1) / kBlockOutputs;
-    block_sums = all_vectors() * 9 * kBlockOutputs * kLanes;
+    for (int k = 0; k < 2; ++k) columns[k] = round_up(s.inputs[k], kLanes);
+    const int64_t input_row = columns[0] + columns[1];
+    rows = round_up(input_row, kMostRows);
+    vectors = (s.channels + kLanes - 1) / kLanes;
+    panels = (vectors + kGradientVectors - 1) / kGradientVectors;
+    const int64_t grad_row = vectors * kLanes;
+    // Chunks of nearly one size: they fill half of a second-level cache, or are so long that their sums need not wait
+    // to be read and written.
+    const int64_t fitting = (int64_t{4} << 10) / (input_row + grad_row);
+    const int64_t most = fitting < 64 ? 64 : smaller(fitting, 256);
+    const int64_t count = s.maps.squares(), chunks = (count + most - 1) / most;
+    chunk = (count + chunks - 1) / chunks;
+    // Of few channels a square's 16 places lie side by side, so that they are written in order: 1.35 times as fast with
+    // 24 and 32 channels, 0.6 times with 192 and 256. What is added spreads the sets of a cache.
+    const bool together = input_row + grad_row <= 128;
+    input_place = together ? input_row : chunk * (input_row + kLanes);
+    input_square = together ? 16 * input_row + kLanes : input_row + kLanes;
+    grad_place = together ? grad_row : chunk * (grad_row + kLanes);
+    grad_square = together ? 16 * grad_row + kLanes : grad_row + kLanes;
   }
-  EVKERNELS_LOOP_BODY int64_t all_vectors() const { return vectors[0] + vectors[1]; }
+  // Elements; a register block reads beyond the last row.
+  EVKERNELS_LOOP_BODY int64_t inputs_size() const { return 16 * chunk * (rows + kLanes) + kMostRows; }
+  EVKERNELS_LOOP_BODY int64_t grads_size() const { return 16 * chunk * (vectors + 1) * kLanes; }
+  EVKERNELS_LOOP_BODY int64_t sums_place() const { return vectors * kLanes * rows; }
 };
 
 template <class R>
-static int64_t gradient_blocks(const WinogradShape& s) {
-  return GradientSizes<R>(s).blocks;
-}
-// Elements of the copied inputs, and of what a thread needs for `blocks` blocks.
-template <class R>
-static int64_t gradient_inputs_size(const WinogradShape& s) {
-  return s.maps.batch * (s.maps.height + 2) * GradientSizes<R>(s).row;
+static int64_t gradient_chunk(const WinogradShape& s) {
+  return GradientSizes<R>(s).chunk;
 }
 template <class R>
-static int64_t gradient_buffer_size(const WinogradShape& s, int64_t blocks) {
-  return blocks * (GradientSizes<R>(s).block_sums + s.maps.width * kBlockOutputs);
+static int64_t gradient_panels(const WinogradShape& s) {
+  return GradientSizes<R>(s).panels;
+}
+// Elements of both transformed inputs and of all sums.
+template <class R>
+static int64_t gradient_buffer_size(const WinogradShape& s) {
+  const GradientSizes<R> sizes(s);
+  return sizes.inputs_size() + sizes.grads_size() + 16 * sizes.sums_place();
 }
 
-// Rows [begin, end) of all samples, each with its border: batch * (height + 2) in all.
-template <class T, class R>
-static void gradient_inputs(const T* const (&inputs)[2], R* to, const WinogradShape& s, int64_t begin, int64_t end) {
-  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  const GradientSizes<R> sizes(s);
-  const int64_t height = s.maps.height, width = s.maps.width;
-  to += begin * sizes.row;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t sample = row / (height + 2), y = row % (height + 2) - 1;
-    if (y < 0 || y == height) {
-      __builtin_memset(to, 0, sizes.row * sizeof(R));
-      to += sizes.row;
-      continue;
+// The pixels of `size` x `size` places from (top, left) on, zeros where these are off the map.
+template <int size, class T>
+EVKERNELS_INLINE void gradient_pixels(const T* maps, int64_t channels, const T* zeros, const Maps& m, int64_t sample,
+                                      int64_t top, int64_t left, const T* (&pixels)[size * size]) {
+  for (int y = 0; y < size; ++y) {
+    const bool row_inside = top + y >= 0 && top + y < m.height;
+    for (int x = 0; x < size; ++x) {
+      const bool inside = row_inside && left + x >= 0 && left + x < m.width;
+      pixels[y * size + x] = inside ? maps + ((sample * m.height + top + y) * m.width + left + x) * channels : zeros;
     }
+  }
+}
+
+// A g A^T of a square's gradient, for all channels.
+template <class T, class R>
+static void spread_gradient(const T* const (&pixels)[4], int64_t channels, R* __restrict__ to, int64_t place) {
+  using V = typename Arithmetic<T>::Type;
+  for (int64_t c = 0; c < channels; c += Arithmetic<T>::kLanes) {
+    V rows[4][2];
+#pragma GCC unroll 2
+    for (int x = 0; x < 2; ++x) {
+      const V g0 = load_columns(pixels[x] + c, channels - c), g1 = load_columns(pixels[2 + x] + c, channels - c);
+      rows[0][x] = g0;
+      rows[1][x] = g0 + g1;
+      rows[2][x] = g0 - g1;
+      rows[3][x] = -g1;
+    }
+#pragma GCC unroll 4
+    for (int y = 0; y < 4; ++y) {
+      R* const places = to + 4 * y * place + c;
+      store(places, rows[y][0]);
+      store(places + place, rows[y][0] + rows[y][1]);
+      store(places + 2 * place, rows[y][0] - rows[y][1]);
+      store(places + 3 * place, -rows[y][1]);
+    }
+  }
+}
+
+// The squares [first + begin, first + end) of a chunk that begins at `first`. `zeros` is a pixel of zeros.
+template <class T, class R>
+static void gradient_squares(const T* grad, const T* const (&inputs)[2], const T* zeros, R* buffer,
+                             const WinogradShape& s, int64_t first, int64_t begin, int64_t end) {
+  const GradientSizes<R> sizes(s);
+  R* const grads = buffer + sizes.inputs_size();
+  SquarePlace place(s.maps, first + begin);
+  for (int64_t square = begin; square < end; ++square, place.advance(s.maps)) {
+    R* to = buffer + square * sizes.input_square;
     for (int k = 0; k < 2; ++k) {
-      const T* const from = inputs[k] + (sample * height + y) * width * s.inputs[k];
-      for (int64_t c = 0; c < s.inputs[k]; c += kLanes, to += sizes.line) {
-        __builtin_memset(to, 0, kLanes * sizeof(R));
-        for (int64_t p = 0; p < width; ++p) {
-          store(to + (p + 1) * kLanes, load_columns(from + p * s.inputs[k] + c, s.inputs[k] - c));
-        }
-        __builtin_memset(to + (width + 1) * kLanes, 0, kLanes * sizeof(R));
+      const T* pixels[16];
+      gradient_pixels<4>(inputs[k], s.inputs[k], zeros, s.maps, place.sample, place.top - 1, place.left - 1, pixels);
+      winograd_spread([&](int at, int64_t c)
+                          EVKERNELS_LOOP_BODY { return load_columns(pixels[at] + c, s.inputs[k] - c); },
+                      s.inputs[k], to, sizes.input_place);
+      to += sizes.columns[k];
+    }
+    const T* pixels[4];
+    gradient_pixels<2>(grad, s.channels, zeros, s.maps, place.sample, place.top, place.left, pixels);
+    spread_gradient(pixels, s.channels, grads + square * sizes.grad_square, sizes.grad_place);
+  }
+}
+
+// sums[row][vectors] += sum over squares of input[square][row] * grad[square][vectors], or = where nothing was before.
+template <int vectors, class R>
+static void gradient_product(const R* __restrict__ input, int64_t input_square, const R* __restrict__ grad,
+                             int64_t grad_square, int64_t squares, int64_t rows, bool before, R* __restrict__ sums) {
+  using V = typename Arithmetic<R>::Type;
+  constexpr int kRows = kMostSums / vectors;
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  for (int64_t first = 0; first < rows; first += kRows, sums += kRows * vectors * kLanes) {
+    V sum[kRows][vectors] = {};
+    const R *from = input + first, *factors = grad;
+    for (int64_t square = 0; square < squares; ++square, from += input_square, factors += grad_square) {
+      V column[vectors];
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; ++n) column[n] = load(factors + n * kLanes);
+#pragma GCC unroll 24
+      for (int m = 0; m < kRows; ++m) {
+        const V row = from[m] - V{};
+#pragma GCC unroll 4
+        for (int n = 0; n < vectors; ++n) sum[m][n] = multiply_add(row, column[n], sum[m][n]);
+      }
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < vectors; ++n) {
+        R* const to = sums + (m * vectors + n) * kLanes;
+        store(to, before ? load(to) + sum[m][n] : sum[m][n]);
       }
     }
   }
 }
 
-// sums[output][tap][lanes] of a row += gradient [pixel][output] * input [pixel + tap][lanes].
+// Products [begin, end) of 16 places by all panels, over `squares` squares.
 template <class R>
-static void gradient_row(const R* __restrict__ grad, const R* __restrict__ input, int64_t width, R* __restrict__ sums) {
+static void gradient_products(R* buffer, const WinogradShape& s, int64_t squares, bool before, int64_t begin,
+                              int64_t end) {
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  const GradientSizes<R> sizes(s);
+  for (int64_t product = begin; product < end; ++product) {
+    const int64_t place = product / sizes.panels, first = product % sizes.panels * kGradientVectors;
+    const R* const input = buffer + place * sizes.input_place;
+    const R* const grad = buffer + sizes.inputs_size() + place * sizes.grad_place + first * kLanes;
+    R* const sums =
+        buffer + sizes.inputs_size() + sizes.grads_size() + place * sizes.sums_place() + first * kLanes * sizes.rows;
+    const auto product_of = [&](auto vectors) EVKERNELS_LOOP_BODY {
+      gradient_product<decltype(vectors)::value>(input, sizes.input_square, grad, sizes.grad_square, squares,
+                                                 sizes.rows, before, sums);
+    };
+    with_vectors(smaller(kGradientVectors, sizes.vectors - first), product_of);
+  }
+}
+
+// The output channels of the panels [begin, end) of d_weight [channels][all inputs][9].
+template <class R>
+static void weight_gradient(const R* buffer, R* d_weight, const WinogradShape& s, int64_t begin, int64_t end) {
   using V = typename Arithmetic<R>::Type;
   constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  V sum[kBlockOutputs][3] = {};
-  V left = load(input), middle = load(input + kLanes);
-  for (int64_t p = 0; p < width; ++p) {
-    const V right = load(input + (p + 2) * kLanes);
-#pragma GCC unroll 8
-    for (int k = 0; k < kBlockOutputs; ++k) {
-      const V factor = grad[p * kBlockOutputs + k] - V{};
-      sum[k][0] = multiply_add(factor, left, sum[k][0]);
-      sum[k][1] = multiply_add(factor, middle, sum[k][1]);
-      sum[k][2] = multiply_add(factor, right, sum[k][2]);
-    }
-    left = middle;
-    middle = right;
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < kBlockOutputs; ++k) {
-#pragma GCC unroll 3
-    for (int tap = 0; tap < 3; ++tap) {
-      R* const to = sums + (3 * k + tap) * kLanes;
-      store(to, load(to) + sum[k][tap]);
-    }
-  }
-}
-
-// The rows of d_weight [channels][all inputs][9] that belong to the blocks [begin, end).
-template <class T, class R>
-static void weight_gradient(const T* grad, const R* inputs, R* buffer, R* d_weight, const WinogradShape& s,
-                            int64_t begin, int64_t end) {
-  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
   const GradientSizes<R> sizes(s);
-  const int64_t height = s.maps.height, width = s.maps.width, blocks = end - begin;
-  R *const sums = buffer, *const row_grad = buffer + blocks * sizes.block_sums;
-  __builtin_memset(sums, 0, blocks * sizes.block_sums * sizeof(R));
-  for (int64_t row = 0; row < s.maps.batch * height; ++row) {
-    const T* const from = grad + row * width * s.channels;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = (begin + block) * kBlockOutputs, count = smaller(kBlockOutputs, s.channels - first);
-      R* to = row_grad + block * width * kBlockOutputs;
-      for (int64_t p = 0; p < width; ++p, to += kBlockOutputs) {
-        if (count == kBlockOutputs) {
-#pragma GCC unroll 8
-          for (int k = 0; k < kBlockOutputs; ++k) to[k] = to_float(from[p * s.channels + first + k]);
-        } else {
-          for (int k = 0; k < kBlockOutputs; ++k) to[k] = k < count ? to_float(from[p * s.channels + first + k]) : 0;
-        }
-      }
-    }
-    const R* const above = inputs + (row / height * (height + 2) + row % height) * sizes.row;
-    for (int64_t v = 0; v < sizes.all_vectors(); ++v) {
-      for (int y = 0; y < 3; ++y) {
-        for (int64_t block = 0; block < blocks; ++block) {
-          gradient_row(row_grad + block * width * kBlockOutputs, above + y * sizes.row + v * sizes.line, width,
-                       sums + block * sizes.block_sums + (3 * v + y) * 3 * kBlockOutputs * kLanes);
-        }
-      }
-    }
-  }
+  const R half = 0.5;
   const int64_t columns = s.inputs[0] + s.inputs[1];
-  for (int64_t c = begin * kBlockOutputs; c < smaller(end * kBlockOutputs, s.channels); ++c) {
+  const R* const all_sums = buffer + sizes.inputs_size() + sizes.grads_size();
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel * kGradientVectors, vectors = smaller(kGradientVectors, sizes.vectors - first);
     for (int64_t column = 0; column < columns; ++column) {
-      const bool second = column >= s.inputs[0];
-      const int64_t input = second ? column - s.inputs[0] : column;
-      const int64_t v = input / kLanes + (second ? sizes.vectors[0] : 0);
-      for (int tap = 0; tap < 9; ++tap) {
-        const int64_t place = ((3 * v + tap / 3) * kBlockOutputs + c % kBlockOutputs) * 3 + tap % 3;
-        d_weight[(c * columns + column) * 9 + tap] =
-            sums[(c / kBlockOutputs - begin) * sizes.block_sums + place * kLanes + input % kLanes];
+      const int64_t row = column < s.inputs[0] ? column : sizes.columns[0] + column - s.inputs[0];
+      for (int64_t v = 0; v < vectors; ++v) {
+        const R* const from = all_sums + first * kLanes * sizes.rows + (row * vectors + v) * kLanes;
+        V rows[3][4];
+#pragma GCC unroll 4
+        for (int x = 0; x < 4; ++x) {
+          const V s0 = load(from + x * sizes.sums_place()), s1 = load(from + (4 + x) * sizes.sums_place());
+          const V s2 = load(from + (8 + x) * sizes.sums_place()), s3 = load(from + (12 + x) * sizes.sums_place());
+          rows[0][x] = s0 + half * (s1 + s2);
+          rows[1][x] = half * (s1 - s2);
+          rows[2][x] = half * (s1 + s2) + s3;
+        }
+        R taps[9][kLanes];
+#pragma GCC unroll 3
+        for (int y = 0; y < 3; ++y) {
+          store(taps[3 * y], rows[y][0] + half * (rows[y][1] + rows[y][2]));
+          store(taps[3 * y + 1], half * (rows[y][1] - rows[y][2]));
+          store(taps[3 * y + 2], half * (rows[y][1] + rows[y][2]) + rows[y][3]);
+        }
+        const int64_t output = (first + v) * kLanes;
+        for (int64_t lane = 0; lane < smaller(kLanes, s.channels - output); ++lane) {
+          R* const to = d_weight + ((output + lane) * columns + column) * 9;
+          for (int tap = 0; tap < 9; ++tap) to[tap] = taps[tap][lane];
+        }
       }
     }
   }

@@ -153,17 +153,16 @@ static void winograd_pack(const WinogradWeight<T>& weight, R* packed, const Wino
   }
 }
 
-// B^T d B of one square's surroundings, for all channels of one input.
-template <class R>
-static void winograd_spread(const R* __restrict__ from, int64_t pixel, int64_t line, int64_t channels,
-                            R* __restrict__ to, int64_t place) {
+// B^T d B of one square's surroundings, for all channels of one input: load_pixel(k, c) is the vector of channels from
+// c on of the k-th of 16 pixels.
+template <class R, class F>
+EVKERNELS_INLINE void winograd_spread(const F& load_pixel, int64_t channels, R* __restrict__ to, int64_t place) {
   using V = typename Arithmetic<R>::Type;
   for (int64_t c = 0; c < channels; c += Arithmetic<R>::kLanes) {
     V rows[4][4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; ++x) {
-      const R* const column = from + x * pixel + c;
-      const V d0 = load(column), d1 = load(column + line), d2 = load(column + 2 * line), d3 = load(column + 3 * line);
+      const V d0 = load_pixel(x, c), d1 = load_pixel(4 + x, c), d2 = load_pixel(8 + x, c), d3 = load_pixel(12 + x, c);
       rows[0][x] = d0 - d2;
       rows[1][x] = d1 + d2;
       rows[2][x] = d2 - d1;
@@ -213,18 +212,22 @@ static void winograd_product(const R* __restrict__ from, int64_t stride, const R
   }
 }
 
-template <class R>
-static void winograd_products(int64_t vectors, const R* from, int64_t stride, const R* weights, int64_t depth,
-                              int64_t count, R* to) {
-  switch (vectors) {
+template <int count>
+struct VectorCount {
+  static constexpr int value = count;
+};
+// Calls f(VectorCount<count>{}) for 1 to 4 vectors.
+template <class F>
+EVKERNELS_INLINE void with_vectors(int64_t count, const F& f) {
+  switch (count) {
     case 1:
-      return winograd_product<1>(from, stride, weights, depth, count, to);
+      return f(VectorCount<1>{});
     case 2:
-      return winograd_product<2>(from, stride, weights, depth, count, to);
+      return f(VectorCount<2>{});
     case 3:
-      return winograd_product<3>(from, stride, weights, depth, count, to);
+      return f(VectorCount<3>{});
     default:
-      return winograd_product<4>(from, stride, weights, depth, count, to);
+      return f(VectorCount<4>{});
   }
 }
 
@@ -290,8 +293,10 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
     for (int64_t square = 0; square < count; ++square, place.advance(m)) {
       R* to = buffer + square * sizes.row;
       for (const WinogradInput<R>& input : inputs) {
-        winograd_spread(input.maps + place.padded(m) * input.stride, input.stride, width * input.stride, input.channels,
-                        to, sizes.place());
+        const R* const from = input.maps + place.padded(m) * input.stride;
+        winograd_spread([&](int k, int64_t c)
+                            EVKERNELS_LOOP_BODY { return load(from + (k / 4 * width + k % 4) * input.stride + c); },
+                        input.channels, to, sizes.place());
         to += input.channels;
       }
     }
@@ -300,9 +305,11 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
                     count_vectors = smaller(kPanelVectors, sizes.vectors - first_vector);
       const R* const weights = packed + 16 * first_vector * kLanes * sizes.depth;
       for (int64_t at = 0; at < 16; ++at) {
-        winograd_products(count_vectors, buffer + at * sizes.place(), sizes.row,
-                          weights + at * sizes.depth * count_vectors * kLanes, sizes.depth, count,
-                          results + at * sizes.result_place());
+        with_vectors(count_vectors, [&](auto number) EVKERNELS_LOOP_BODY {
+          winograd_product<decltype(number)::value>(buffer + at * sizes.place(), sizes.row,
+                                                    weights + at * sizes.depth * count_vectors * kLanes, sizes.depth,
+                                                    count, results + at * sizes.result_place());
+        });
       }
       place = start;
       for (int64_t square = 0; square < count; ++square, place.advance(m)) {

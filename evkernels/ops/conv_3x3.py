@@ -1,15 +1,14 @@
 """A 3x3 convolution with zero padding whose weight is transformed once for all steps of a sequence.
 
-On the CPU it is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of its weight is the
-library's on contiguous maps: of 256 to 768 channels at 13x13 csrc/conv_lstm_3x3/weight_gradient.inl took 1.1 (ten
-samples) to 1.3 times as long (two).
+On the CPU it is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of its weight is
+csrc/conv_lstm_3x3/weight_gradient.inl's without AVX-512, else the library's.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evkernels.ops import registration
+from evkernels.ops import library, registration
 
 
 class PackedConvolution:
@@ -77,7 +76,9 @@ def _gradient(ctx, grad):
         if packed.numel() == 0:
             packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, *columns)
         d_x = torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, *columns)
-    if need_weight:
+    if need_weight and library.HAS_SLOW_WEIGHT_GRADIENT and grad.device.type == "cpu":
+        d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
+    elif need_weight:
         maps = grad.contiguous(), x.contiguous()
         d_weight = torch.ops.aten.convolution_backward(*maps, weight, *window, [False, True, False])[1]
     return d_x, d_weight, None, None

@@ -108,13 +108,15 @@ class ParameterGradients:
     """
 
     def __init__(self, weight: Tensor, wanted: list[bool]):
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.by_kernel = library.HAS_SLOW_WEIGHT_GRADIENT and weight.device.type == "cpu"
+        layout = torch.contiguous_format if self.by_kernel else torch.channels_last
+        self.weight = weight.contiguous(memory_format=layout)
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.of_weight = torch.zeros_like(self.weight, dtype=wide) if wanted[0] else None
         self.of_bias = weight.new_zeros(len(weight), dtype=wide) if wanted[1] else None
 
     def add(self, grad: Tensor, x: Tensor, h: Tensor) -> None:
-        if self.of_weight is not None and library.HAS_SLOW_WEIGHT_GRADIENT and grad.device.type == "cpu":
+        if self.of_weight is not None and self.by_kernel:
             self.of_weight += torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, h.to(x.dtype))
         elif self.of_weight is not None:
             xh = torch.cat([x, h.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
