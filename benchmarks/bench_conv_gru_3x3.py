@@ -2,8 +2,7 @@
 
 Floor: forward reads x and the weights and writes the output; the gradient reads x, the output and its gradient and
 writes that of x. States between steps, weights and what training keeps are not counted. Operations are those of
-Winograd's F(2x2, 3x3), 16 products for four pixels instead of 36; the gradient has twice the products of the forward,
-those of the weight (one half) without Winograd.
+Winograd's F(2x2, 3x3), 16 products for four pixels instead of 36; the gradient has twice the products of the forward.
 """
 
 import torch
@@ -49,9 +48,8 @@ def inputs(shape, dtype):
 
 
 def floor_flops(shape, mode):
-    direct = 2 * torch.Size(shape).numel() * 9 * 6 * shape[2]
-    winograd = direct * 4 // 9
-    return 2 * winograd + direct if mode == "forward+backward" else winograd
+    winograd = 2 * torch.Size(shape).numel() * 4 * 6 * shape[2]
+    return winograd * (3 if mode == "forward+backward" else 1)
 
 
 BENCHMARKS = (

@@ -176,6 +176,9 @@ class TestConvLSTM3x3(DifferentiableOpContract):
             (3, 2, 17, 0, 9, 2),
             (1, 5, 0, 4, 2, 1),
             (0, 4, 2, 2, 3, 3),
+            # Several chunks of squares: a square's places side by side, and far apart.
+            (1, 9, 3, 10, 33, 35),
+            (1, 100, 20, 16, 19, 17),
         ):
             channels = (outputs, inputs, hidden)
             given = [tensor(batch, count, height, width, dtype=of, layout=strides, seed=count) for count in channels]
@@ -187,9 +190,22 @@ class TestConvLSTM3x3(DifferentiableOpContract):
                     torch.nn.grad.conv2d_weight(torch.cat([x, h], 1), result.shape, grad, padding=1)
                     for grad, x, h in (widened(given), [value.to(result.dtype) for value in given])
                 )
-                assert_matches(result, exact, eager)
+                if of == torch.float64:
+                    torch.testing.assert_close(result.cpu(), exact, rtol=1e-12, atol=1e-12)
+                else:
+                    assert_matches(result, exact, eager, times=4)
             else:
                 assert result.eq(0).all()
+
+    def test_weight_gradient_has_the_same_bits_for_any_number_of_threads(self):
+        given = [tensor(2, count, 33, 31, seed=count) for count in (40, 19, 5)]
+        of_threads = []
+        threads = torch.get_num_threads()
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            of_threads.append(torch.ops.evkernels.conv_3x3_weight_gradient(*given))
+        torch.set_num_threads(threads)
+        assert all(result.equal(of_threads[0]) for result in of_threads)
 
     def test_long_sequence_stays_accurate(self, backend):
         steps = 20 if backend.is_slow else 1000
