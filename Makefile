@@ -22,7 +22,7 @@ demo:
 
 test:
 	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
-	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(RUN) -m pytest -p no:logging -n $(JOBS) --dist worksteal $(ARGS)
 
 sanitize:
 	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
