@@ -107,6 +107,16 @@ static void spread_gradient(const T* const (&pixels)[4], int64_t channels, R* __
   }
 }
 
+// The 2x2 pixels of the square eight further on: without this it takes a third longer with 24 and 32 channels at
+// 260x346.
+template <class T>
+EVKERNELS_INLINE void prefetch_square(const T* maps, int64_t channels, const Maps& m, int64_t sample, int64_t top,
+                                      int64_t left) {
+  for (int64_t y = top; y < top + 2; ++y) {
+    prefetch_line(maps + ((sample * m.height + y) * m.width + left + kPixelsAhead) * channels, 2 * channels);
+  }
+}
+
 // The squares [first + begin, first + end) of a chunk that begins at `first`. `zeros` is a pixel of zeros.
 template <class T, class R>
 static void gradient_squares(const T* grad, const T* const (&inputs)[2], const T* zeros, R* buffer,
@@ -118,12 +128,14 @@ static void gradient_squares(const T* grad, const T* const (&inputs)[2], const T
     R* to = buffer + square * sizes.input_square;
     for (int k = 0; k < 2; ++k) {
       const T* pixels[16];
+      prefetch_square(inputs[k], s.inputs[k], s.maps, place.sample, place.top + 1, place.left);
       gradient_pixels<4>(inputs[k], s.inputs[k], zeros, s.maps, place.sample, place.top - 1, place.left - 1, pixels);
       winograd_spread([&](int at, int64_t c)
                           EVKERNELS_LOOP_BODY { return load_columns(pixels[at] + c, s.inputs[k] - c); },
                       s.inputs[k], to, sizes.input_place);
       to += sizes.columns[k];
     }
+    prefetch_square(grad, s.channels, s.maps, place.sample, place.top, place.left);
     const T* pixels[4];
     gradient_pixels<2>(grad, s.channels, zeros, s.maps, place.sample, place.top, place.left, pixels);
     spread_gradient(pixels, s.channels, grads + square * sizes.grad_square, sizes.grad_place);

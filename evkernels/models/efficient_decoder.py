@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn.separable import activated, folded, has_live_statistics
+from evkernels.ops.conv_3x3 import convolution_3x3
 
 
 class EfficientDecoder(nn.Module):
@@ -91,8 +92,7 @@ class Head(nn.Sequential):
 def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     live = has_live_statistics(norm)
     weight, bias = (conv.weight, conv.bias) if live else folded(conv, norm)
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    y = convolution_3x3(x, weight.contiguous(memory_format=torch.channels_last), bias)
     return activated(y, norm, "gelu") if live else _gelu(y)
 
 

@@ -1,7 +1,8 @@
-"""A 3x3 convolution with zero padding whose weight is transformed once for all steps of a sequence.
+"""3x3 convolutions with zero padding: PyTorch's with our gradient of the weight, and one by Winograd's method whose
+weight is transformed once for all steps of a sequence.
 
-On the CPU it is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of its weight is
-csrc/conv_lstm_3x3/weight_gradient.inl's without AVX-512, else the library's.
+On the CPU the latter is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of either's
+weight is csrc/conv_lstm_3x3/weight_gradient.inl's without AVX-512, else the library's.
 """
 
 import torch
@@ -9,6 +10,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from evkernels.ops import library, registration
+
+
+def convolution_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`functional.conv2d(x, weight, bias, padding=1)` for a weight [Cout, Cin, 3, 3].
+
+    The same numbers; only where PyTorch's gradient of the weight is slow, on processors without AVX-512, and x is
+    float32 or float64 in channels_last, that gradient is our kernel's, which is closer to float64's. Differentiable to
+    any order.
+    """
+    is_slow = (
+        library.HAS_SLOW_WEIGHT_GRADIENT
+        and torch.is_grad_enabled()
+        and weight.requires_grad
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and registration.common_layout(x) == torch.channels_last
+        and x.numel() > 0
+    )
+    if not is_slow or torch.is_autocast_enabled("cpu") or registration.needs_reference():
+        return functional.conv2d(x, weight, bias, padding=1)
+    return _plain(x, weight, bias)
 
 
 class PackedConvolution:
@@ -53,6 +76,32 @@ def _fake(x, weight, packed, packed_gradient):
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _plain_kernel(x, weight, bias):
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return functional.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
+
+
+def _plain_setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _plain_gradient(ctx, grad):
+    if grad is None:
+        return (None,) * 3
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad
+    # With create_graph the gradient must itself be differentiable: PyTorch's operators compute it.
+    by_library = need_weight and torch.is_grad_enabled()
+    window = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    maps = (value.contiguous(memory_format=torch.channels_last) for value in (grad, x, weight))
+    d_x, d_weight, _ = torch.ops.aten.convolution_backward(*maps, *window, [need_x, by_library, False])
+    if need_weight and not by_library:
+        d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
+    # The library would compute the weight's gradient for that of the bias.
+    d_bias = grad.sum((0, 2, 3)) if need_bias else None
+    return d_x, d_weight, d_bias
+
+
 def _setup_context(ctx, inputs, output):
     x, weight, _, packed_gradient = inputs
     ctx.save_for_backward(x, weight, packed_gradient)
@@ -84,6 +133,13 @@ def _gradient(ctx, grad):
     return d_x, d_weight, None, None
 
 
+_plain = registration.define(
+    "convolution_3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    reference=_plain_kernel,
+    fake=lambda x, weight, bias: _fake(x, weight, None, None),
+)
+registration.define_composed(_plain, _plain_kernel, ("CPU", "CUDA"))
+registration.define_gradient(_plain, setup_context=_plain_setup_context, backward=_plain_gradient)
 _packed_weight = registration.define(
     "conv_3x3_packed_weight(Tensor weight) -> Tensor",
     reference=_reference_packed_weight,
