@@ -1,4 +1,4 @@
-"""Fast ConvGRUs whose convolutions are Winograd's, and `conv_3x3`, which computes them."""
+"""Fast ConvGRUs whose convolutions are Winograd's, `conv_3x3`, which computes them, and `convolution_3x3`."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from contract import weighted_sum
 
 from evkernels import nn
 from evkernels.nn.compat.visioncore import ConvGRU, ConvGRUModulator
-from evkernels.ops.conv_3x3 import PackedConvolution
+from evkernels.ops import library
+from evkernels.ops.conv_3x3 import PackedConvolution, convolution_3x3
 from evkernels.testing import assert_matches, tensor
 
 
@@ -35,6 +36,71 @@ def test_convolution_and_gradients(layout, dtype, size):
         found = results(x, weight, grad, lambda x, weight, calls=calls: PackedConvolution(weight, calls)(x))
         for values in zip(found, exact, expected, strict=True):
             assert_matches(*values, times=4)
+
+
+@pytest.fixture
+def slow_library(monkeypatch):
+    """As on a processor whose library is slow at the gradient of a weight."""
+    monkeypatch.setattr(library, "HAS_SLOW_WEIGHT_GRADIENT", True)
+
+
+def is_ours(y):
+    return "evkernels" in type(y.grad_fn).__name__
+
+
+class TestConvolution3x3:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("size", [(2, 3, 5, 4, 7), (1, 8, 32, 20, 17), (3, 33, 9, 1, 2)])
+    @pytest.mark.parametrize("with_bias", [False, True])
+    def test_numbers_of_the_library_and_closer_gradients(self, slow_library, dtype, size, with_bias):
+        n, inputs, outputs, height, width = size
+        x = tensor(n, inputs, height, width, dtype=dtype, layout="channels_last").requires_grad_()
+        weight = tensor(outputs, inputs, 3, 3, dtype=dtype, seed=1).requires_grad_()
+        bias = tensor(outputs, dtype=dtype, seed=2).requires_grad_() if with_bias else None
+        grad = tensor(n, outputs, height, width, dtype=dtype, seed=3)
+
+        def results(convolve, *arguments):
+            arguments = [None if a is None else a.detach().requires_grad_() for a in arguments]
+            y = convolve(*arguments)
+            return (y, *torch.autograd.grad(y, [a for a in arguments if a is not None], grad.to(y.dtype)))
+
+        def eager(x, weight, bias):
+            return F.conv2d(x, weight, bias, padding=1)
+
+        found = results(convolution_3x3, x, weight, bias)
+        assert is_ours(convolution_3x3(x, weight, bias))
+        exact = results(eager, *(None if a is None else a.double() for a in (x, weight, bias)))
+        for values in zip(found, exact, results(eager, x, weight, bias), strict=True):
+            assert_matches(*values, times=4)
+
+    def test_gradients_of_some_arguments(self, slow_library):
+        given = [tensor(2, 3, 4, 5, layout="channels_last"), tensor(6, 3, 3, 3, seed=1), tensor(6, seed=2)]
+        expected = torch.func.grad(lambda w: F.conv2d(given[0], w, given[2], padding=1).square().sum())(given[1])
+        weight = given[1].requires_grad_()
+        convolution_3x3(given[0], weight, given[2]).square().sum().backward()
+        torch.testing.assert_close(weight.grad, expected)
+
+    def test_library_where_it_is_not_slow_or_not_asked(self, slow_library, monkeypatch):
+        x, weight = tensor(1, 3, 4, 5, layout="channels_last"), tensor(6, 3, 3, 3, seed=1).requires_grad_()
+        assert is_ours(convolution_3x3(x, weight))
+        assert not is_ours(convolution_3x3(x.contiguous(), weight))
+        assert not is_ours(convolution_3x3(x.requires_grad_(), weight.detach()))
+        assert not is_ours(convolution_3x3(x.bfloat16(), weight.bfloat16()))
+        assert convolution_3x3(x[:0], weight).shape == (0, 6, 4, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert convolution_3x3(x, weight).dtype == torch.bfloat16
+        monkeypatch.setattr(library, "HAS_SLOW_WEIGHT_GRADIENT", False)
+        assert not is_ours(convolution_3x3(x, weight))
+
+    def test_gradcheck_opcheck_and_one_graph(self, slow_library):
+        x = tensor(1, 2, 3, 4, dtype=torch.float64, layout="channels_last").requires_grad_()
+        weight = tensor(2, 2, 3, 3, dtype=torch.float64, seed=1).requires_grad_()
+        bias = tensor(2, dtype=torch.float64, seed=2).requires_grad_()
+        assert torch.autograd.gradcheck(convolution_3x3, (x, weight, bias))
+        assert torch.autograd.gradgradcheck(convolution_3x3, (x, weight, bias))
+        torch.library.opcheck(torch.ops.evkernels.convolution_3x3.default, (x, weight, bias))
+        compiled = torch.compile(convolution_3x3, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, weight, bias), convolution_3x3(x, weight, bias))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
