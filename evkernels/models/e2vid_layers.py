@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn import ConvLSTMCell
+from evkernels.nn.cell_options import convolved
 
 
 class ConvLayer(nn.Module):
@@ -54,7 +55,7 @@ class ConvLayer(nn.Module):
         self.norm_layer = normalization(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._activated(self.conv2d(x))
+        return self._activated(convolved(self.conv2d, x))
 
     def _activated(self, x: Tensor) -> Tensor:
         x = x if self.norm_layer is None else self.norm_layer(x)
@@ -105,8 +106,8 @@ class ResidualBlock(nn.Module):
         self.bn1, self.bn2 = normalization(norm, channels), normalization(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x)
-        y = self.conv2(F.relu(y if self.bn1 is None else self.bn1(y), inplace=True))
+        y = convolved(self.conv1, x)
+        y = convolved(self.conv2, F.relu(y if self.bn1 is None else self.bn1(y), inplace=True))
         return F.relu((y if self.bn2 is None else self.bn2(y)) + x, inplace=True)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from evkernels.models.e2vid_layers import ConvLayer, RecurrentLayer, ResidualBlock, check_grid
 from evkernels.nn import ConvGRUCell
-from evkernels.ops import library
 
 
 class FireNet(nn.Module):
@@ -77,7 +76,7 @@ class FireNet(nn.Module):
     def forward(self, grid: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         check_grid(grid, self.num_bins)
         h0, h1 = (None, None) if state is None else state
-        if grid.device.type == "cpu" and not (torch.is_grad_enabled() and library.HAS_SLOW_WEIGHT_GRADIENT):
+        if grid.device.type == "cpu":
             grid, h0, h1 = (
                 None if value is None else value.contiguous(memory_format=torch.channels_last)
                 for value in (grid, h0, h1)

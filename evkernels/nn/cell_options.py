@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evkernels.ops.conv_3x3 import convolution_3x3
+
 
 def _hardsigmoid(value: Tensor) -> Tensor:
     """PyTorch's own has a slope that is rounded to float32, in float64 too."""
@@ -97,7 +99,17 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilati
     padding = dilation * (weight.shape[-1] // 2)
     if padding_mode != "zeros":
         x, padding = functional.pad(x, (padding,) * 4, mode=padding_mode), 0
+    if (*weight.shape[2:], stride, padding, dilation) == (3, 3, 1, 1, 1):
+        return convolution_3x3(x, weight, bias)
     return functional.conv2d(x, weight, bias, stride, padding, dilation)
+
+
+def convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x), whose gradient is `convolution_3x3`'s if it is a plain 3x3 convolution."""
+    options = (*conv.kernel_size, *conv.stride, *conv.padding, *conv.dilation, conv.groups, conv.padding_mode)
+    if is_plain(conv) and options == (3, 3, 1, 1, 1, 1, 1, 1, 1, "zeros"):
+        return convolution_3x3(x, conv.weight, conv.bias)
+    return conv(x)
 
 
 def gate_norm(blocks: int, groups: int | None, channels: int, **where) -> nn.GroupNorm | None:

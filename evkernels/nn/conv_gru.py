@@ -230,7 +230,7 @@ class ConvGRUCell(RecurrentCell):
 
     def _classic_step(self, x, h, seen):
         xh = torch.cat([x, seen.to(x.dtype)], dim=1)
-        return self._updated(self._convolved_zr(xh), lambda rh: self.out_gate(_with_state(xh, x, rh)), h, seen)
+        return self._updated(self._convolved_zr(xh), lambda rh: self._candidate(_with_state(xh, x, rh)), h, seen)
 
     def _strided_step(self, x_gates, h, seen):
         x_zr, x_n = x_gates.tensor_split([2 * self.hidden_channels], dim=1)
@@ -261,9 +261,12 @@ class ConvGRUCell(RecurrentCell):
     def _convolved_zr(self, xh):
         gates = (self.update_gate, self.reset_gate)
         if self.hidden_channels > _MOST_JOINED_CHANNELS:
-            return torch.cat([gate(xh) for gate in gates], dim=1)
+            return torch.cat([cell_options.convolved(gate, xh) for gate in gates], dim=1)
         weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
         return cell_options.convolve(xh, weight, bias, 1, 1, self.out_gate.padding_mode)
+
+    def _candidate(self, xh):
+        return cell_options.convolved(self.out_gate, xh)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, form={self.form!r}"

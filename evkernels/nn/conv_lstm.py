@@ -201,7 +201,7 @@ class ConvLSTMCell(RecurrentCell):
 
     def _gates(self, frame, h):
         if not self._convolves_input:
-            return self.conv(torch.cat([frame, h], dim=1))
+            return cell_options.convolved(self.conv, torch.cat([frame, h], dim=1))
         weight = self.conv.weight[:, self.in_channels :]
         return frame + cell_options.convolve(h, weight, None, 1, 1, self.conv.padding_mode)
 
