@@ -41,7 +41,7 @@ static void batch_norm_moments(const T* x, double* sums, const SeparableShape& s
   }
 }
 
-// The gradient of x.
+// The gradient of x; for the prefetches see norm_output_sums.
 template <class T>
 static void batch_norm_input_gradient(const T* x, const T* d_y, const Affine<Compute<T>>& n,
                                       const NormGradient<Compute<T>>& g, T* d_x, const SeparableShape& s, int64_t begin,
@@ -56,6 +56,9 @@ static void batch_norm_input_gradient(const T* x, const T* d_y, const Affine<Com
           const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
           for (int64_t m = first * O + c; m < (first + count) * O; m += O) {
             const V v = load_some(x + m, lanes);
+            __builtin_prefetch(x + m + kPixelsBackward * O);
+            __builtin_prefetch(d_y + m + kPixelsBackward * O);
+            __builtin_prefetch(d_x + m + kPixelsBackward * O, 1);
             const V after =
                 activation_gradient<decltype(kind)::value>(V(v * scale + shift), (V)load_some(d_y + m, lanes));
             store_some(d_x + m, V(after * k1 + ((v - mean) * k2 + k3)), lanes);

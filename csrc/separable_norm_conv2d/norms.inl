@@ -75,7 +75,8 @@ static void norm_outputs(const T* pre, const Affine<Compute<T>>& norm, const T* 
 }
 
 // Sums of the gradient after the second norm, and of its products with that norm's normalised input: [unit][2][O].
-// `normal` normalises alone, `norm` is the whole norm.
+// `normal` normalises alone, `norm` is the whole norm. A tile is read column by column, which a processor does not
+// foresee: without the prefetches batch_norm_activation's gradient takes 1.5 times as long for 32 channels at 260x346.
 template <class T>
 static void norm_output_sums(const T* pre, const T* d_output, const Affine<Compute<T>>& norm,
                              const Affine<Compute<T>>& normal, double* sums, const SeparableShape& s, int64_t begin,
@@ -95,6 +96,8 @@ static void norm_output_sums(const T* pre, const T* d_output, const Affine<Compu
           V sum = {}, product = {};
           for (int64_t m = first * O + c; m < (first + count) * O; m += O) {
             const V v = load_some(pre + m, lanes);
+            __builtin_prefetch(pre + m + kPixelsBackward * O);
+            __builtin_prefetch(d_output + m + kPixelsBackward * O);
             const V d =
                 activation_gradient<decltype(kind)::value>(V(v * scale + shift), (V)load_some(d_output + m, lanes));
             sum += d;
