@@ -153,8 +153,8 @@ static void winograd_pack(const WinogradWeight<T>& weight, R* packed, const Wino
   }
 }
 
-// What a pixel ahead has: reading four rows of maps and writing 16 places at once is too much for a processor to
-// foresee.
+// Asks for what will be read kPixelsAhead further on: four rows of maps that are read and 16 places that are written at
+// once are too much for a processor to foresee.
 template <class T>
 EVKERNELS_INLINE void prefetch_line(const T* from, int64_t elements) {
   for (int64_t at = 0; at < elements; at += 64 / int64_t{sizeof(T)}) __builtin_prefetch(from + at);

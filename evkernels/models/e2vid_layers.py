@@ -1,14 +1,14 @@
 """The parts that E2VID, FireNet and CISTA-TC share, with the names that their checkpoints give them.
 
-Convolutions stay with PyTorch's library; activations that follow one work in its result, which nothing else reads and
-no gradient needs. The recurrent cells are those of `evkernels.nn`.
+Convolutions are PyTorch's, with our gradient of a 3x3 weight where its own is slow; activations that follow one work in
+its result, which nothing else reads and no gradient needs. The recurrent cells are those of `evkernels.nn`.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn import ConvLSTMCell
-from evkernels.nn.cell_options import convolved
+from evkernels.nn.convolution import convolved
 
 
 class ConvLayer(nn.Module):

@@ -104,14 +104,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilati
     return functional.conv2d(x, weight, bias, stride, padding, dilation)
 
 
-def convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x), whose gradient is `convolution_3x3`'s if it is a plain 3x3 convolution."""
-    options = (*conv.kernel_size, *conv.stride, *conv.padding, *conv.dilation, conv.groups, conv.padding_mode)
-    if is_plain(conv) and options == (3, 3, 1, 1, 1, 1, 1, 1, 1, "zeros"):
-        return convolution_3x3(x, conv.weight, conv.bias)
-    return conv(x)
-
-
 def gate_norm(blocks: int, groups: int | None, channels: int, **where) -> nn.GroupNorm | None:
     """A norm of `blocks` gates of `channels` each, none of whose `groups` per gate crosses gates; None for None."""
     if groups is None:

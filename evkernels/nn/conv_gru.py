@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from evkernels import ops
 from evkernels.nn import cell_options
+from evkernels.nn.convolution import convolved
 from evkernels.nn.recurrent import RecurrentCell
 from evkernels.ops import registration
 from evkernels.ops.conv_3x3 import PackedConvolution
@@ -261,12 +262,12 @@ class ConvGRUCell(RecurrentCell):
     def _convolved_zr(self, xh):
         gates = (self.update_gate, self.reset_gate)
         if self.hidden_channels > _MOST_JOINED_CHANNELS:
-            return torch.cat([cell_options.convolved(gate, xh) for gate in gates], dim=1)
+            return torch.cat([convolved(gate, xh) for gate in gates], dim=1)
         weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
         return cell_options.convolve(xh, weight, bias, 1, 1, self.out_gate.padding_mode)
 
     def _candidate(self, xh):
-        return cell_options.convolved(self.out_gate, xh)
+        return convolved(self.out_gate, xh)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.hidden_channels}, form={self.form!r}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from evkernels import ops
 from evkernels.nn import cell_options
+from evkernels.nn.convolution import convolved
 from evkernels.nn.recurrent import RecurrentCell
 from evkernels.ops import checks
 
@@ -201,7 +202,7 @@ class ConvLSTMCell(RecurrentCell):
 
     def _gates(self, frame, h):
         if not self._convolves_input:
-            return cell_options.convolved(self.conv, torch.cat([frame, h], dim=1))
+            return convolved(self.conv, torch.cat([frame, h], dim=1))
         weight = self.conv.weight[:, self.in_channels :]
         return frame + cell_options.convolve(h, weight, None, 1, 1, self.conv.padding_mode)
 

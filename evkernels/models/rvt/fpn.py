@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evkernels.nn.convolution import convolved
+
 
 class BaseConv(nn.Module):
     """Convolution without bias, batch norm, SiLU; padded so that stride 1 keeps the size."""
@@ -16,7 +18,7 @@ class BaseConv(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn(self.conv(x)))
+        return F.silu(self.bn(convolved(self.conv, x)))
 
 
 class Bottleneck(nn.Module):
