@@ -7,6 +7,7 @@ from contract import weighted_sum
 
 from evkernels import nn
 from evkernels.nn.compat.visioncore import ConvGRU, ConvGRUModulator
+from evkernels.nn.convolution import convolved
 from evkernels.ops import library
 from evkernels.ops.conv_3x3 import PackedConvolution, convolution_3x3
 from evkernels.testing import assert_matches, tensor
@@ -91,6 +92,18 @@ class TestConvolution3x3:
             assert convolution_3x3(x, weight).dtype == torch.bfloat16
         monkeypatch.setattr(library, "HAS_SLOW_WEIGHT_GRADIENT", False)
         assert not is_ours(convolution_3x3(x, weight))
+
+    def test_of_plain_modules_alone(self, slow_library):
+        x = tensor(1, 3, 4, 5, layout="channels_last")
+        conv = torch.nn.Conv2d(3, 6, 3, padding=1)
+        assert is_ours(convolved(conv, x))
+        for options in ({"padding": 0}, {"padding": 1, "stride": 2}, {"padding": 1, "groups": 3}, {"padding": "same"}):
+            other = torch.nn.Conv2d(3, 6, 3, **options)
+            torch.testing.assert_close(convolved(other, x), other(x))
+            assert not is_ours(convolved(other, x))
+        assert not is_ours(convolved(torch.nn.Sequential(conv), x))
+        conv.register_forward_hook(lambda *_: torch.zeros(2))
+        assert convolved(conv, x).shape == (2,)
 
     def test_gradcheck_opcheck_and_one_graph(self, slow_library):
         x = tensor(1, 2, 3, 4, dtype=torch.float64, layout="channels_last").requires_grad_()
