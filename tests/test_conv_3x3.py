@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from contract import weighted_sum
 
 from evkernels import nn
+from evkernels.models import FireNet
 from evkernels.nn.compat.visioncore import ConvGRU, ConvGRUModulator
-from evkernels.nn.convolution import convolved
+from evkernels.nn.convolution import activated, convolved
 from evkernels.ops import library
-from evkernels.ops.conv_3x3 import PackedConvolution, convolution_3x3
+from evkernels.ops.conv_3x3 import PackedConvolution, activated_convolution_3x3, convolution_3x3
+from evkernels.reference.depthwise_conv2d import ACTIVATIONS
 from evkernels.testing import assert_matches, tensor
 
 
@@ -111,9 +113,135 @@ class TestConvolution3x3:
         bias = tensor(2, dtype=torch.float64, seed=2).requires_grad_()
         assert torch.autograd.gradcheck(convolution_3x3, (x, weight, bias))
         assert torch.autograd.gradgradcheck(convolution_3x3, (x, weight, bias))
-        torch.library.opcheck(torch.ops.evkernels.convolution_3x3.default, (x, weight, bias))
+        for winograd in (False, True):
+            torch.library.opcheck(torch.ops.evkernels.convolution_3x3.default, (x, weight, bias, winograd))
         compiled = torch.compile(convolution_3x3, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, weight, bias), convolution_3x3(x, weight, bias))
+
+    def test_winograd_in_both_directions(self, slow_library):
+        x = tensor(2, 24, 19, 11, layout="channels_last").requires_grad_()
+        weight, bias = tensor(16, 24, 3, 3, seed=1).requires_grad_(), tensor(16, seed=2).requires_grad_()
+        results = []
+        for winograd in (True, False):
+            with torch.profiler.profile() as profile:
+                y = convolution_3x3(x, weight, bias, winograd)
+                gradients = torch.autograd.grad(weighted_sum([y]), [x, weight, bias])
+            names = {event.name.removeprefix("evkernels::") for event in profile.events()}
+            assert ({"conv_3x3_activated", "conv_3x3_input_gradient"} <= names) == winograd
+            assert "conv_3x3_weight_gradient" in names
+            results.append([y, *gradients])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+        assert torch.autograd.gradgradcheck(
+            lambda x, weight: convolution_3x3(x, weight, None, True),
+            [
+                tensor(1, 16, 18, 18, dtype=torch.float64, layout="channels_last").requires_grad_(),
+                tensor(16, 16, 3, 3, dtype=torch.float64).requires_grad_(),
+            ],
+            fast_mode=True,
+        )
+
+
+class TestActivatedConvolution3x3:
+    """The op is called with `grad_enabled` false; its loops take whole vectors of channels in channels_last as they are
+    and copy all else.
+    """
+
+    @pytest.mark.parametrize("activation", list(ACTIVATIONS))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+    @pytest.mark.parametrize("size", [(2, 3, 5, 4, 7), (1, 16, 32, 9, 6), (3, 33, 9, 1, 2), (2, 8, 3, 12, 1)])
+    def test_numbers(self, activation, dtype, layout, size):
+        n, inputs, outputs, height, width = size
+        arguments = [
+            tensor(n, inputs, height, width, dtype=dtype, layout=layout),
+            tensor(outputs, inputs, 3, 3, dtype=dtype, seed=1),
+            tensor(outputs, dtype=dtype, seed=2),
+            tensor(n, outputs, height, width, dtype=dtype, layout=layout, seed=3),
+        ]
+
+        def eager(x, weight, bias, residual):
+            y = F.conv2d(x, weight, bias, padding=1)
+            return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+        for given in (arguments, (*arguments[:2], None, None)):
+            found = torch.ops.evkernels.conv_3x3_activated(*given, activation)
+            exact = eager(*(None if value is None else value.double() for value in given))
+            assert found.dtype == dtype
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            if dtype == torch.float64:
+                torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12, check_stride=False)
+            else:
+                assert_matches(found, exact, eager(*given), times=4)
+
+    @pytest.mark.parametrize("channels", [8, 16])
+    def test_reads_and_writes_nothing_beyond_its_maps(self, channels):
+        around = torch.full((5, 7, 6, channels), torch.nan)
+        around[1:-1] = tensor(3, 7, 6, channels)
+        x = around[1:-1].permute(0, 3, 1, 2)
+        weight = tensor(channels, channels, 3, 3, seed=1)
+        found = torch.ops.evkernels.conv_3x3_activated(x, weight, None, None, "none")
+        torch.testing.assert_close(found, F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+    def test_is_taken_where_it_pays(self):
+        x, weight, bias = (
+            tensor(1, 16, 20, 17, layout="channels_last"),
+            tensor(16, 16, 3, 3, seed=1),
+            tensor(16, seed=2),
+        )
+
+        def is_one_op(x, weight, bias=bias, residual=None):
+            with torch.profiler.profile() as profile:
+                y = activated_convolution_3x3(x, weight, bias, "gelu", residual)
+            exact = F.conv2d(x, weight, bias, padding=1)
+            exact = F.gelu(exact if residual is None else exact + residual)
+            torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-4)
+            one_op = any(event.name == "evkernels::conv_3x3_activated" for event in profile.events())
+            return one_op and not y.requires_grad
+
+        assert is_one_op(x, weight)
+        assert is_one_op(x, weight, None, x)
+        assert not is_one_op(x.contiguous(), weight)
+        assert not is_one_op(x[:, :, :16], weight)  # few pixels
+        assert not is_one_op(x, weight[:8], bias[:8])  # few channels
+        assert not is_one_op(x, weight.clone().requires_grad_())
+        with torch.no_grad():
+            assert is_one_op(x, weight.clone().requires_grad_())
+
+    def test_of_plain_modules_alone(self):
+        conv, x = torch.nn.Conv2d(16, 16, 3, padding=1), tensor(1, 16, 20, 17, layout="channels_last")
+        with torch.no_grad():
+            expected = F.relu(conv(x) + x)
+            torch.testing.assert_close(activated(conv, x, "relu", x), expected, rtol=1e-4, atol=1e-4)
+            wide = torch.nn.Conv2d(16, 16, 5, padding=2)
+            torch.testing.assert_close(activated(wide, x, "silu"), F.silu(wide(x)))
+            conv.register_forward_hook(lambda *_: torch.zeros_like(x))
+            assert activated(conv, x, "relu", x).equal(x.relu())
+
+    def test_switched_off(self):
+        model, grid = FireNet(5, 16).eval(), tensor(1, 5, 20, 18)
+        for enabled in (True, False):
+            nn.set_winograd(model, enabled)
+            with torch.no_grad(), torch.profiler.profile() as profile:
+                model(grid)
+            names = {event.name for event in profile.events()}
+            assert bool(names & {"evkernels::conv_3x3_activated", "evkernels::conv_gru_3x3"}) == enabled
+
+    def test_errors_opcheck_and_no_gradient(self):
+        op = torch.ops.evkernels.conv_3x3_activated
+        x, weight = tensor(1, 4, 5, 6, layout="channels_last"), tensor(8, 4, 3, 3, seed=1)
+        bias, residual = tensor(8, seed=2), tensor(1, 8, 5, 6, layout="channels_last", seed=3)
+        torch.library.opcheck(op.default, (x, weight, bias, residual, "silu"))
+        for wrong in (
+            (x[:, :3], weight, bias, residual, "none"),
+            (x, weight, bias[:7], residual, "none"),
+            (x, weight, bias, residual[:, :, :4], "none"),
+            (x, weight, bias.double(), residual, "none"),
+            (x, weight, bias, residual, "swish"),
+        ):
+            with pytest.raises(RuntimeError):
+                op(*wrong)
+        with pytest.raises(RuntimeError, match="cannot be differentiated"):
+            op(x.requires_grad_(), weight, bias, residual, "none").sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])

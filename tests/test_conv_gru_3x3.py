@@ -65,6 +65,9 @@ class TestConvGRU3x3(DifferentiableOpContract):
         return [
             sample(2, 2, 3, 5, 3, 6, **options),
             sample(1, 2, 6, 9, 1, 1, **options),
+            # Whole vectors of channels in any instruction set: channels_last is read and written in place.
+            sample(2, 2, 16, 16, 3, 5, **options),
+            sample(2, 2, 16, 16, 4, 3, resets=True, **options),
             sample(2, 2, 5, 17, 5, 4, resets=True, bias=False, **options),
             *[sample(2, 3, 20, 33, 11, 19, resets=True, **options)] * large,
         ]
@@ -89,14 +92,15 @@ class TestConvGRU3x3(DifferentiableOpContract):
     @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 9), (7, 1), (31, 33)])
     def test_every_size_of_map(self, backend, size):
         size = tuple(min(side, 9) for side in size) if backend.is_slow else size
-        for layout in ("contiguous", "channels_last"):
-            arguments = sample(2, 2, 3, 5, *size, layout=layout)
+        for layout, *channels in (("contiguous", 3, 5), ("channels_last", 3, 5), ("channels_last", 16, 16)):
+            arguments = sample(2, 2, *channels, *size, layout=layout)
             result = self.op(*to_device(arguments, backend.device))
             assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments), times=4)
 
-    def test_equals_its_steps(self, backend):
+    @pytest.mark.parametrize(("channels", "memory"), [((5, 18), "contiguous"), ((16, 16), "channels_last")])
+    def test_equals_its_steps(self, backend, channels, memory):
         """A sequence has the bits of as many calls of one step."""
-        frames, h, *rest = to_device(sample(3, 2, 5, 18, 3, 7), backend.device)
+        frames, h, *rest = to_device(sample(3, 2, *channels, 3, 7, layout=memory), backend.device)
         x = frames.unflatten(0, (3, 2))
         expected = ops.conv_gru_3x3(x, h, *rest)
         for t in range(3):

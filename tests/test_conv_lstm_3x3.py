@@ -63,6 +63,9 @@ class TestConvLSTM3x3(DifferentiableOpContract):
         return [
             sample(2, 2, 3, 5, 3, 6, **options),
             sample(1, 2, 6, 9, 1, 1, **options),
+            # Whole vectors of channels in any instruction set: channels_last is read and written in place.
+            sample(2, 2, 16, 16, 3, 5, **options),
+            sample(2, 2, 16, 16, 4, 3, resets=True, **options),
             # Two gates share a vector: in any instruction set, and of the widest one fill it.
             sample(2, 1, 3, 2, 4, 5, **options),
             sample(1, 2, 4, 8, 3, 5, resets=True, order="gofi", **options),
@@ -90,14 +93,15 @@ class TestConvLSTM3x3(DifferentiableOpContract):
     @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 9), (7, 1), (31, 33)])
     def test_every_size_of_map(self, backend, size):
         size = tuple(min(side, 9) for side in size) if backend.is_slow else size
-        for layout in ("contiguous", "channels_last"):
-            arguments = sample(2, 2, 3, 5, *size, layout=layout)
+        for layout, *channels in (("contiguous", 3, 5), ("channels_last", 3, 5), ("channels_last", 16, 16)):
+            arguments = sample(2, 2, *channels, *size, layout=layout)
             result = self.op(*to_device(arguments, backend.device))
             assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments), times=4)
 
-    def test_equals_its_steps(self, backend):
+    @pytest.mark.parametrize(("channels", "memory"), [((5, 18), "contiguous"), ((16, 16), "channels_last")])
+    def test_equals_its_steps(self, backend, channels, memory):
         """A sequence has the bits of as many calls of one step."""
-        frames, h, c, *rest = to_device(sample(3, 2, 5, 18, 3, 7), backend.device)
+        frames, h, c, *rest = to_device(sample(3, 2, *channels, 3, 7, layout=memory), backend.device)
         x = frames.unflatten(0, (3, 2))
         expected, c_expected = ops.conv_lstm_3x3(x, h, c, *rest)
         for t in range(3):

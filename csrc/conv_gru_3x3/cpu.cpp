@@ -3,8 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <utility>
-
 #include "common/workspace.h"
 #include "conv_gru_3x3/host.h"
 #include "conv_lstm_3x3/frames.h"
@@ -41,11 +39,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_gru_3x3(Tensor x, Tensor h, Tensor weigh
     const auto packed_n = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, candidate_shape));
     const auto biases_of_gates = workspace<R>(3 * stride);
     R *const bias_zr = biases_of_gates.get(), *const bias_of_n = bias_zr + 2 * stride;
-    const auto maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, x_stride, m) + 4 * map_size);
-    R *now = maps.get(), *next = now + map_size;
-    R *const z = next + map_size, *const rh = z + map_size, *const x_maps = rh + map_size;
-    for (R* const borders : {now, next, rh}) EVKERNELS_CALL(zero_borders, borders, stride, m);
-    EVKERNELS_CALL(zero_borders, x_maps, x_stride, m);
+    const bool x_is_maps = EVKERNELS_CALL(are_maps<T>, s.inputs, s.channels_last);
+    // A reset writes to the state before a step, which must then be a copy.
+    const bool h_is_maps = EVKERNELS_CALL(are_maps<S>, s.channels, s.channels_last) && !reset.has_value();
+    const auto x_copy = workspace<R>(x_is_maps ? 0 : EVKERNELS_CALL(maps_size<R>, x_stride, m));
+    const auto maps = workspace<R>((h_is_maps ? 1 : 3) * map_size);
+    R* const rh = maps.get();
+    R* const copies[2] = {rh + map_size, rh + 2 * map_size};
     const ConvGru3x3Gate<T> gates[3] = {{data<T>(weight_z), data<T>(bias_z)},
                                         {data<T>(weight_r), data<T>(bias_r)},
                                         {data<T>(weight_n), data<T>(bias_n)}};
@@ -55,20 +55,25 @@ std::tuple<Tensor, Tensor, Tensor> conv_gru_3x3(Tensor x, Tensor h, Tensor weigh
     parallel_for(0, EVKERNELS_CALL(winograd_panels<R>, candidate_shape), 1, [&](int64_t begin, int64_t end) {
       EVKERNELS_CALL(conv_gru_3x3_pack, gates + 2, packed_n.get(), bias_of_n, candidate_shape, begin, end);
     });
-    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(load_rows, data<S>(h), s.channels, s.channels_last, now, stride, m, begin, end);
-    });
+    if (!h_is_maps) {
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(load_rows, data<S>(h), s.channels, s.channels_last, copies[0], stride, m, begin, end);
+      });
+    }
+    const R* now = h_is_maps ? data<R>(h) : copies[0];
     for (int64_t t = 0; t < s.steps; ++t) {
       const int64_t frame = t * m.batch, pixels = frame * m.pixels();
+      R* const next = h_is_maps ? mutable_data<R>(output) + pixels * s.channels : copies[(t + 1) % 2];
       parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
-        EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_maps, x_stride, m, begin,
-                       end);
+        if (!x_is_maps) {
+          EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_copy.get(), x_stride,
+                         m, begin, end);
+        }
         if (!reset.has_value()) return;
-        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, now, stride, m, begin, end);
+        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, copies[t % 2], stride, m, begin, end);
       });
-      const ConvGru3x3Step<T, R> step = {x_maps,
+      const ConvGru3x3Step<T, R> step = {x_is_maps ? data<R>(x) + pixels * s.inputs : x_copy.get(),
                                          now,
-                                         z,
                                          rh,
                                          next,
                                          bias_zr,
@@ -83,11 +88,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_gru_3x3(Tensor x, Tensor h, Tensor weigh
         const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, candidate_shape));
         EVKERNELS_CALL(conv_gru_3x3_update<S>, step, packed_n.get(), buffer.get(), s, begin, end);
       });
+      now = next;
+      if (h_is_maps) continue;
       parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
         EVKERNELS_CALL(store_rows, next, stride, mutable_data<S>(output) + pixels * s.channels, s.channels,
                        s.channels_last, m, begin, end);
       });
-      std::swap(now, next);
     }
   });
   return {output, zr, n};

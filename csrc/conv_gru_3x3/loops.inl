@@ -41,8 +41,8 @@ static void conv_gru_3x3_reset(const ConvGru3x3Step<T, R>& d, const R* packed, R
                          gru_reset_math<T>(z, r, load_square(d.h + first, stride, pixels), z_active, rh);
                          for (int k = 0; k < 4; ++k) {
                            if (!pixels.inside[k]) continue;
-                           store(d.z + pixels.at[k] * stride + first, z_active.v[k]);
-                           store(d.rh + pixels.at[k] * stride + first, rh.v[k]);
+                           store(d.h_next + pixels.pixel[k] * stride + first, z_active.v[k]);
+                           store(d.rh + pixels.pixel[k] * stride + first, rh.v[k]);
                            if (!d.zr) continue;
                            T* const kept = d.zr + pixels.pixel[k] * 2 * s.channels + first;
                            store_columns(kept, z.v[k], s.channels - first);
@@ -63,11 +63,11 @@ static void conv_gru_3x3_update(const ConvGru3x3Step<T, R>& d, const R* packed, 
                        [&](const SquarePixels& pixels, int64_t unit, V(&sums)[4][1]) EVKERNELS_LOOP_BODY {
                          const int64_t first = unit * kLanes;
                          const SquareOf<V> n = gate_of(sums, 0) + load(d.bias_n + first);
-                         const SquareOf<V> z = load_square(d.z + first, stride, pixels);
+                         const SquareOf<V> z = load_square(d.h_next + first, stride, pixels);
                          const SquareOf<V> h = gru_update_math<T>(z, n, load_square(d.h + first, stride, pixels));
                          for (int k = 0; k < 4; ++k) {
                            if (!pixels.inside[k]) continue;
-                           store(d.h_next + pixels.at[k] * stride + first, rounded<S>(h.v[k]));
+                           store(d.h_next + pixels.pixel[k] * stride + first, rounded<S>(h.v[k]));
                            if (!d.n) continue;
                            store_columns(d.n + pixels.pixel[k] * s.channels + first, n.v[k], s.channels - first);
                          }

@@ -16,7 +16,7 @@ struct ConvGru3x3Shape {
 template <class T, class R>
 struct ConvGru3x3Step {
   const R *x, *h;
-  R *z, *rh, *h_next;
+  R *rh, *h_next;  // z is in h_next until the update
   const R *bias_zr, *bias_n;
   T *zr, *n;  // pre-activations [N, H, W, 2*C] and [N, H, W, C], may be null
 };

@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <utility>
 #include <vector>
 
+#include "common/activation_host.h"
 #include "common/workspace.h"
 #include "conv_lstm_3x3/host.h"
 #include "conv_lstm_3x3/frames.h"
@@ -44,30 +44,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Ten
     const int64_t map_size = EVKERNELS_CALL(maps_size<R>, stride, m);
     const auto packed = workspace<R>(EVKERNELS_CALL(winograd_packed_size<R>, w));
     const auto packed_bias = workspace<R>(4 * EVKERNELS_CALL(whole_vectors<R>, s.channels));
-    const auto x_maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, x_stride, m));
-    const auto state_maps = workspace<R>(3 * map_size);
-    R *now = state_maps.get(), *next = now + map_size, *const cell = next + map_size;
+    const bool x_is_maps = EVKERNELS_CALL(are_maps<T>, s.inputs, s.channels_last);
+    // A reset writes to the state before a step, which must then be a copy.
+    const bool h_is_maps = EVKERNELS_CALL(are_maps<T>, s.channels, s.channels_last) && !reset.has_value();
+    const bool c_is_maps = EVKERNELS_CALL(are_maps<S>, s.channels, s.channels_last);
+    const auto x_copy = workspace<R>(x_is_maps ? 0 : EVKERNELS_CALL(maps_size<R>, x_stride, m));
+    const auto h_copies = workspace<R>(h_is_maps ? 0 : 2 * map_size);
+    const auto c_copy = workspace<R>(c_is_maps ? 0 : map_size);
+    R* const copies[2] = {h_copies.get(), h_copies.get() + map_size};
+    R* const cell = c_is_maps ? mutable_data<R>(c_last) : c_copy.get();
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
       EVKERNELS_CALL(conv_lstm_3x3_pack, data<T>(weight), data<T>(bias), packed.get(), packed_bias.get(), s, begin,
                      end);
     });
-    EVKERNELS_CALL(zero_borders, x_maps.get(), x_stride, m);
-    EVKERNELS_CALL(zero_borders, now, stride, m);
-    EVKERNELS_CALL(zero_borders, next, stride, m);
     parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(load_rows, data<T>(h), s.channels, s.channels_last, now, stride, m, begin, end);
       EVKERNELS_CALL(load_rows, data<S>(c), s.channels, s.channels_last, cell, stride, m, begin, end);
+      if (h_is_maps) return;
+      EVKERNELS_CALL(load_rows, data<T>(h), s.channels, s.channels_last, copies[0], stride, m, begin, end);
     });
+    const R* now = h_is_maps ? data<R>(h) : copies[0];
     for (int64_t t = 0; t < s.steps; ++t) {
       const int64_t frame = t * m.batch, pixels = frame * m.pixels();
+      R* const next = h_is_maps ? mutable_data<R>(output) + pixels * s.channels : copies[(t + 1) % 2];
       parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
-        EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_maps.get(), x_stride, m,
-                       begin, end);
+        if (!x_is_maps) {
+          EVKERNELS_CALL(load_rows, data<T>(x) + pixels * s.inputs, s.inputs, s.channels_last, x_copy.get(), x_stride,
+                         m, begin, end);
+        }
         if (!reset.has_value()) return;
-        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, now, stride, m, begin, end);
+        EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, copies[t % 2], stride, m, begin, end);
         EVKERNELS_CALL(restart_rows, data<bool>(reset) + frame, cell, stride, m, begin, end);
       });
-      const ConvLstm3x3Step<T, S, R> step = {x_maps.get(),
+      const ConvLstm3x3Step<T, S, R> step = {x_is_maps ? data<R>(x) + pixels * s.inputs : x_copy.get(),
                                              now,
                                              next,
                                              cell,
@@ -78,12 +86,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_3x3(Tensor x, Tensor h, Ten
         const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, w));
         EVKERNELS_CALL(conv_lstm_3x3_step, step, packed.get(), buffer.get(), s, begin, end);
       });
+      now = next;
+      if (h_is_maps) continue;
       parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
         EVKERNELS_CALL(store_rows, next, stride, mutable_data<T>(output) + pixels * s.channels, s.channels,
                        s.channels_last, m, begin, end);
       });
-      std::swap(now, next);
     }
+    if (c_is_maps) return;
     parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
       EVKERNELS_CALL(store_rows, cell, stride, mutable_data<S>(c_last), s.channels, s.channels_last, m, begin, end);
     });
@@ -132,43 +142,71 @@ Tensor conv_3x3_packed_weight(Tensor weight) {
   });
 }
 
-// The gradient of the input channels [first, first + count), channels_last; `packed` is conv_3x3_gradient_weight's.
-Tensor conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int64_t first, int64_t count) {
-  const MemoryFormat layout = common_layout(grad);
-  STD_TORCH_CHECK(grad.dim() == 4, "grad must be [N, C, H, W]");
-  const Maps m = {grad.size(0), grad.size(2), grad.size(3)};
-  const WinogradShape s = {m, {grad.size(1), 0}, count, 1};
-  const auto dtype = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+// activation(convolution(x) + bias + residual), channels_last, for a weight that conv_3x3_packed_weight or
+// conv_3x3_gradient_weight has packed: of x's channels to `count`.
+Tensor convolved(Tensor x, const Tensor& packed, int64_t count, std::optional<Tensor> bias = std::nullopt,
+                 std::optional<Tensor> residual = std::nullopt, Activation activation = Activation::kNone) {
+  STD_TORCH_CHECK(x.dim() == 4, "the maps must be [N, C, H, W]");
+  const MemoryFormat layout = common_layout(x);
+  const Maps m = {x.size(0), x.size(2), x.size(3)};
+  const WinogradShape s = {m, {x.size(1), 0}, count, 1};
+  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(count >= 0 && packed.scalar_type() == dtype && has_shape(packed, {transformed_size(s)}),
-                  "packed must be conv_3x3_gradient_weight's for these channels and this dtype");
-  grad = in_layout(grad, layout);
-  Tensor d_input = empty_frames(grad, grad.scalar_type(), count, true, MemoryFormat::ChannelsLast);
-  if (d_input.numel() == 0) return d_input;
-  dispatch_floating("conv_3x3_input_gradient", grad.scalar_type(), [&](auto type) {
+                  "packed must be of a weight for these channels and this dtype");
+  STD_TORCH_CHECK(!bias.has_value() || (has_shape(*bias, {count}) && bias->scalar_type() == x.scalar_type()),
+                  "bias must be [Cout] of the dtype of x");
+  STD_TORCH_CHECK(!residual.has_value() || (has_shape(*residual, {m.batch, count, m.height, m.width}) &&
+                                            residual->scalar_type() == x.scalar_type()),
+                  "residual must be [N, Cout, H, W] of the dtype of x");
+  x = in_layout(x, layout);
+  bring_contiguous(bias);
+  if (residual.has_value()) residual = in_layout(*residual, MemoryFormat::ChannelsLast);
+  Tensor output = empty_frames(x, x.scalar_type(), count, true, MemoryFormat::ChannelsLast);
+  if (output.numel() == 0) return output;
+  dispatch_floating("conv_3x3", x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
-    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, grad.size(1));
-    const auto maps = workspace<R>(EVKERNELS_CALL(maps_size<R>, stride, m));
-    EVKERNELS_CALL(zero_borders, maps.get(), stride, m);
-    parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(load_rows, data<T>(grad), grad.size(1), layout == MemoryFormat::ChannelsLast, maps.get(), stride,
-                     m, begin, end);
-    });
+    const bool channels_last = layout == MemoryFormat::ChannelsLast;
+    const bool is_maps = EVKERNELS_CALL(are_maps<T>, s.inputs[0], channels_last);
+    const int64_t stride = EVKERNELS_CALL(whole_vectors<R>, s.inputs[0]);
+    const auto copy = workspace<R>(is_maps ? 0 : EVKERNELS_CALL(maps_size<R>, stride, m));
+    if (!is_maps) {
+      parallel_for(0, m.rows(), 1, [&](int64_t begin, int64_t end) {
+        EVKERNELS_CALL(load_rows, data<T>(x), s.inputs[0], channels_last, copy.get(), stride, m, begin, end);
+      });
+    }
+    const R* const maps = is_maps ? data<R>(x) : copy.get();
+    const auto whole_bias = zeroed_workspace<R>(EVKERNELS_CALL(whole_vectors<R>, count));
+    for (int64_t c = 0; bias.has_value() && c < count; ++c) whole_bias.get()[c] = to_float(data<T>(bias)[c]);
+    const ConvolutionEnd<T, R> last = {whole_bias.get(), data<T>(residual), activation};
     parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
       const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, s));
-      EVKERNELS_CALL(input_gradient, maps.get(), data<R>(packed), mutable_data<T>(d_input), buffer.get(), s, begin,
-                     end);
+      EVKERNELS_CALL(convolution, maps, data<R>(packed), last, mutable_data<T>(output), buffer.get(), s, begin, end);
     });
   });
-  return d_input;
+  return output;
 }
 
-// A convolution alone, channels_last: the same loop as that of a gradient, over a weight packed as it is.
-Tensor conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor) {
+// The gradient of the input channels [first, first + count); `packed` is conv_3x3_gradient_weight's.
+Tensor conv_3x3_input_gradient(Tensor grad, Tensor, Tensor packed, int64_t, int64_t count) {
+  return convolved(grad, packed, count);
+}
+
+void check_weight(const Tensor& x, const Tensor& weight) {
   STD_TORCH_CHECK(
       x.dim() == 4 && has_shape(weight, {weight.size(0), x.size(1), 3, 3}) && weight.scalar_type() == x.scalar_type(),
       "x must be [N, Cin, H, W] and weight [Cout, Cin, 3, 3] of its dtype");
-  return conv_3x3_input_gradient(x, weight, packed, 0, weight.size(0));
+}
+
+Tensor conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor) {
+  check_weight(x, weight);
+  return convolved(x, packed, weight.size(0));
+}
+
+Tensor conv_3x3_activated(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                          std::string activation) {
+  check_weight(x, weight);
+  return convolved(x, conv_3x3_packed_weight(weight), weight.size(0), bias, residual, parse_activation(activation));
 }
 
 // The gradient of the weight [C, channels of x and h, 3, 3], float32 or float64, of a convolution of x and h side by
@@ -216,6 +254,7 @@ STABLE_TORCH_LIBRARY_IMPL(evkernels, CPU, m) {
   m.impl("conv_lstm_3x3", TORCH_BOX(&evkernels::conv_lstm_3x3));
   m.impl("conv_3x3_gradient_weight", TORCH_BOX(&evkernels::conv_3x3_gradient_weight));
   m.impl("conv_3x3", TORCH_BOX(&evkernels::conv_3x3));
+  m.impl("conv_3x3_activated", TORCH_BOX(&evkernels::conv_3x3_activated));
   m.impl("conv_3x3_packed_weight", TORCH_BOX(&evkernels::conv_3x3_packed_weight));
   m.impl("conv_3x3_input_gradient", TORCH_BOX(&evkernels::conv_3x3_input_gradient));
   m.impl("conv_3x3_weight_gradient", TORCH_BOX(&evkernels::conv_3x3_weight_gradient));

@@ -7,6 +7,7 @@
 // takes 2.2, training 1.3; with a vector per gate it took 1.25. In 16 bits the library's convolution on AMX is faster
 // than this one, which computes in float32: the cells do not take it there.
 
+#include "common/activations.inl"
 #include "common/gate_math.inl"
 #include "conv_lstm_3x3/maps.inl"
 #include "conv_lstm_3x3/winograd.inl"
@@ -67,9 +68,7 @@ static void conv_lstm_3x3_narrow_step(const ConvLstm3x3Step<T, S, R>& d, const R
       inputs, packed, buffer, s.convolution(), begin, end,
       [&](const SquarePlace& square, int64_t, VecF(&sums)[4][2]) EVKERNELS_LOOP_BODY {
         const int64_t pixels = smaller(2, m.width - square.left), rows = smaller(2, m.height - square.top);
-        const auto place = [&](int64_t row) EVKERNELS_LOOP_BODY {
-          return (square.padded(m) + (row + 1) * m.padded_width() + 1) * kHalf;
-        };
+        const auto place = [&](int64_t row) EVKERNELS_LOOP_BODY { return square.pixel(m, row, 0) * kHalf; };
         Interleaved<VecF, 2> pre[4], c, h, c_next;  // of both rows, as far as the map reaches
 #pragma GCC unroll 2
         for (int row = 0; row < 2; ++row) {
@@ -78,11 +77,11 @@ static void conv_lstm_3x3_narrow_step(const ConvLstm3x3Step<T, S, R>& d, const R
             const VecF left = sums[2 * row][gate / 2], right = sums[2 * row + 1][gate / 2];
             pre[gate].v[row] = halves(left, right, gate % 2 * kHalf) + (VecF)load(d.bias + gate * kLanes);
           }
-          c.v[row] = load(d.cell + place(row));
+          c.v[row] = load(d.cell + place(row < rows ? row : 0));
         }
         lstm_gates_math<T>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
         for (int64_t row = 0; row < rows; ++row) {
-          // Behind the last column is the border, which stays zero.
+          // Behind the last column is the next row.
           store_columns(d.cell + place(row), rounded<S>(c_next.v[row]), pixels * kHalf);
           store_columns(d.h_next + place(row), rounded<T>(h.v[row]), pixels * kHalf);
           if (!d.gates) continue;
@@ -124,7 +123,7 @@ static void conv_lstm_3x3_step(const ConvLstm3x3Step<T, S, R>& d, const R* packe
                          lstm_gates_math<T>(pre[0], pre[1], pre[2], pre[3], c, h, c_next);
                          for (int k = 0; k < 4; ++k) {
                            if (!pixels.inside[k]) continue;
-                           const int64_t place = pixels.at[k] * stride + first, pixel = pixels.pixel[k];
+                           const int64_t pixel = pixels.pixel[k], place = pixel * stride + first;
                            store(d.cell + place, rounded<S>(c_next.v[k]));
                            store(d.h_next + place, rounded<T>(h.v[k]));
                            if (!d.gates) continue;
@@ -153,19 +152,34 @@ static void convolution_pack(const T* weight, R* packed, const WinogradShape& s,
   winograd_pack<T>(rows, packed, s, begin, end);
 }
 
+// One copy of all activations: a call for four vectors costs little beside their sums.
+template <class V>
+static __attribute__((noinline)) void activate_square(Activation activation, SquareOf<V>& values) {
+  with_activation(activation, [&](auto kind) EVKERNELS_LOOP_BODY {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) values.v[k] = activate<decltype(kind)::value>(values.v[k]);
+  });
+}
+
 template <class T, class R>
-static void input_gradient(const R* maps, const R* packed, T* d_input, R* buffer, const WinogradShape& s, int64_t begin,
-                           int64_t end) {
+static void convolution(const R* maps, const R* packed, const ConvolutionEnd<T, R>& last, T* output, R* buffer,
+                        const WinogradShape& s, int64_t begin, int64_t end) {
   using V = typename Arithmetic<T>::Type;
   constexpr int64_t kLanes = Arithmetic<T>::kLanes;
   const WinogradInput<R> inputs[2] = {{maps, s.inputs[0], round_up(s.inputs[0], kLanes)}, {maps, 0, 0}};
   winograd_convolve<1>(inputs, packed, buffer, s, begin, end,
-                       [&](const SquarePixels& pixels, int64_t unit, V(&d)[4][1]) EVKERNELS_LOOP_BODY {
-                         const int64_t first = unit * kLanes;
+                       [&](const SquarePixels& pixels, int64_t unit, V(&sums)[4][1]) EVKERNELS_LOOP_BODY {
+                         const int64_t first = unit * kLanes, channels = s.channels - first;
+                         SquareOf<V> y = gate_of(sums, 0) + load(last.bias + first);
+                         if (last.residual) {
+                           for (int k = 0; k < 4; ++k) {
+                             y.v[k] += load_columns(last.residual + pixels.pixel[k] * s.channels + first, channels);
+                           }
+                         }
+                         if (last.activation != Activation::kNone) activate_square(last.activation, y);
                          for (int k = 0; k < 4; ++k) {
                            if (!pixels.inside[k]) continue;
-                           T* const to = d_input + pixels.pixel[k] * s.channels + first;
-                           store_columns(to, d[k][0], s.channels - first);
+                           store_columns(output + pixels.pixel[k] * s.channels + first, y.v[k], channels);
                          }
                        });
 }

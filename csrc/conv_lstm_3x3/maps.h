@@ -1,7 +1,7 @@
 // Sizes of the maps that a 3x3 convolution with zero padding runs over; plain numbers, for host and loops alike.
 //
-// Inside the kernels a map is [height][width][channels] with a border of zeros: one row and column on each side, and
-// one more where a size is odd, so that squares of 2x2 pixels cover it.
+// Inside the kernels a map is [height][width][channels], which squares of 2x2 pixels cover; where a size is odd, the
+// last ones reach out of it.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,6 @@ struct Maps {
   int64_t square_rows() const { return (height + 1) / 2; }
   int64_t square_columns() const { return (width + 1) / 2; }
   int64_t squares() const { return batch * square_rows() * square_columns(); }
-  int64_t padded_height() const { return 2 * square_rows() + 2; }
-  int64_t padded_width() const { return 2 * square_columns() + 2; }
-  int64_t padded_pixels() const { return padded_height() * padded_width(); }
 };
 
 // A convolution of one or two inputs, one behind the other in the weight's columns, to `gates` times `channels`.

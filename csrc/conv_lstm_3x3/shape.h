@@ -1,6 +1,7 @@
 // Sizes and tensors of one 3x3 ConvLSTM sequence; plain numbers and pointers, for host and loops alike.
 #pragma once
 
+#include "common/activation.h"
 #include "conv_lstm_3x3/maps.h"
 #include "lstm_gates/order.h"
 
@@ -22,4 +23,12 @@ struct ConvLstm3x3Step {
   // Pre-activations [N, H, W, 4*C] in the weight's order, and c before the step [N, H, W, C]; both null or none.
   T* gates;
   S* cells;
+};
+
+// What follows a convolution's sums: activation(sums + bias + residual).
+template <class T, class R>
+struct ConvolutionEnd {
+  const R* bias;      // [channels rounded up to whole vectors]
+  const T* residual;  // [N, H, W, C], may be null
+  Activation activation;
 };

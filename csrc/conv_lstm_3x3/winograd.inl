@@ -14,12 +14,14 @@
 // The error is that of sums over the 4x4 surroundings, about three times that of a direct sum; a NaN or an infinity
 // reaches all pixels of the squares that see it.
 
+#include "conv_lstm_3x3/squares.inl"
+
 constexpr int kPanelVectors = 4;
 // Rows of a register block for each number of vectors, about as many sums as there are registers for.
 constexpr int kMostSums = EVKERNELS_LANES == 16 ? 24 : 12;
 constexpr int64_t kMostRows = kMostSums;
 
-// Padded maps [batch][padded pixels][stride], of which the first `channels` count.
+// Maps [batch][height][width][stride], of which the first `channels` count. Whole vectors of them are read.
 template <class R>
 struct WinogradInput {
   const R* maps;
@@ -40,8 +42,12 @@ struct WinogradSizes {
     vectors = (s.channels + kLanes - 1) / kLanes * s.gates / sharing;
     panels = (vectors + kPanelVectors - 1) / kPanelVectors;
     row = round_up(s.inputs[0] + round_up(s.inputs[1], kLanes) + kLanes, kLanes);
-    // A place of the block, block x depth, should leave room in the second-level cache for the weights that it meets.
-    const int64_t fitting = (int64_t{1} << 16) / row / kMostRows * kMostRows;
+    // Of few channels the 16 places of a block should stay in the first-level cache: 1.05 to 1.2 times as fast without
+    // AVX-512, with which it is not tried. Of many, a place of the block, block x depth, should only leave room in the
+    // second-level cache for the weights that it meets: they are read once per block, and small blocks take 1.4 times
+    // as long with 512 inputs.
+    const bool few = EVKERNELS_LANES != 16 && depth <= 128;
+    const int64_t fitting = few ? kMostRows : (int64_t{1} << 16) / row / kMostRows * kMostRows;
     const int64_t most = fitting < kMostRows ? kMostRows : smaller(fitting, 5 * kMostRows);
     // Blocks of nearly one size, at least one.
     const int64_t count = s.maps.squares(), blocks = (count + most - 1) / most;
@@ -75,7 +81,7 @@ static int64_t winograd_panels(const WinogradShape& s) {
 template <class R>
 static int64_t winograd_buffer_size(const WinogradShape& s) {
   const WinogradSizes<R> sizes(s);
-  return 16 * (sizes.place() + sizes.result_place());
+  return 16 * (sizes.place() + sizes.result_place()) + sizes.row;
 }
 
 // Where a gate's weights are: of output channel 0 and input channel 0, and the distances to the next of either. A
@@ -152,14 +158,6 @@ static void winograd_pack(const WinogradWeight<T>& weight, R* packed, const Wino
     }
   }
 }
-
-// Asks for what will be read kPixelsAhead further on: four rows of maps that are read and 16 places that are written at
-// once are too much for a processor to foresee.
-template <class T>
-EVKERNELS_INLINE void prefetch_line(const T* from, int64_t elements) {
-  for (int64_t at = 0; at < elements; at += 64 / int64_t{sizeof(T)}) __builtin_prefetch(from + at);
-}
-constexpr int64_t kPixelsAhead = 16;
 
 // B^T d B of one square's surroundings, for all channels of one input: load_pixel(k, c) is the vector of channels from
 // c on of the k-th of 16 pixels.
@@ -257,30 +255,26 @@ EVKERNELS_INLINE void winograd_gather(const R* __restrict__ from, int64_t place,
   }
 }
 
-// The place of a square on the maps, going from one to the next without a division.
-struct SquarePlace {
-  int64_t sample, top, left;
-
-  EVKERNELS_LOOP_BODY SquarePlace(const Maps& m, int64_t square) {
-    const int64_t row = square / m.square_columns();
-    sample = row / m.square_rows();
-    top = 2 * (row - sample * m.square_rows());
-    left = 2 * (square - row * m.square_columns());
+// B^T d B of a square's surroundings on one input's maps.
+template <class R>
+EVKERNELS_INLINE void winograd_spread_square(const WinogradInput<R>& input, const R* zeros, const Maps& m,
+                                             const SquarePlace& square, R* __restrict__ to, int64_t place) {
+  const int64_t width = m.width, stride = input.stride;
+  if (square.is_surrounded(m)) {
+    const R* const from = input.maps + square.pixel(m, -1, -1) * stride;
+    for (int64_t row = 2; row < 4; ++row) {
+      prefetch_line(from + (row * width + kPixelsAhead + 2) * stride, 2 * stride);
+    }
+    winograd_spread([&](int k, int64_t c)
+                        EVKERNELS_LOOP_BODY { return load(from + (k / 4 * width + k % 4) * stride + c); },
+                    input.channels, to, place);
+  } else {
+    const R* pixels[16];
+    pixels_around<4>(input.maps, stride, zeros, m, square, 1, pixels);
+    winograd_spread([&](int k, int64_t c) EVKERNELS_LOOP_BODY { return load(pixels[k] + c); }, input.channels, to,
+                    place);
   }
-  EVKERNELS_LOOP_BODY void advance(const Maps& m) {
-    left += 2;
-    if (left < m.width) return;
-    left = 0;
-    top += 2;
-    if (top < m.height) return;
-    top = 0;
-    ++sample;
-  }
-  // Of the pixel with the square's upper left surroundings, among all padded ones.
-  EVKERNELS_LOOP_BODY int64_t padded(const Maps& m) const {
-    return (sample * m.padded_height() + top) * m.padded_width() + left;
-  }
-};
+}
 
 // Blocks [begin, end): finish(place, unit, sums[4][vectors]) for every square and every unit, which is `vectors`
 // vectors of sums for each of its pixels.
@@ -292,8 +286,8 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
   constexpr int64_t kLanes = Arithmetic<R>::kLanes;
   const WinogradSizes<R> sizes(s);
   const Maps& m = s.maps;
-  R* const results = buffer + 16 * sizes.place();
-  const int64_t width = m.padded_width();
+  R *const results = buffer + 16 * sizes.place(), *const zeros = results + 16 * sizes.result_place();
+  __builtin_memset(zeros, 0, sizes.row * sizeof(R));
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
     const SquarePlace start(m, first);
@@ -301,12 +295,7 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
     for (int64_t square = 0; square < count; ++square, place.advance(m)) {
       R* to = buffer + square * sizes.row;
       for (const WinogradInput<R>& input : inputs) {
-        const R* const from = input.maps + place.padded(m) * input.stride;
-        for (int64_t row = 2; row < 4; ++row)
-          prefetch_line(from + (row * width + kPixelsAhead + 2) * input.stride, 2 * input.stride);
-        winograd_spread([&](int k, int64_t c)
-                            EVKERNELS_LOOP_BODY { return load(from + (k / 4 * width + k % 4) * input.stride + c); },
-                        input.channels, to, sizes.place());
+        winograd_spread_square(input, zeros, m, place, to, sizes.place());
         to += input.channels;
       }
     }
@@ -334,34 +323,6 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
       }
     }
   }
-}
-
-// The pixels of a square: each is the pixel-th of all and the at-th of all padded ones, where also those outside of the
-// map have a place.
-struct SquarePixels {
-  int64_t pixel[4], at[4];
-  bool inside[4];
-
-  EVKERNELS_LOOP_BODY SquarePixels(const SquarePlace& place, const Maps& m) {
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const int64_t y = place.top + k / 2, x = place.left + k % 2;
-      pixel[k] = (place.sample * m.height + y) * m.width + x;
-      at[k] = place.padded(m) + (k / 2 + 1) * m.padded_width() + k % 2 + 1;
-      inside[k] = y < m.height && x < m.width;
-    }
-  }
-};
-
-template <class V>
-using SquareOf = Interleaved<V, 4>;
-
-template <class R>
-EVKERNELS_INLINE auto load_square(const R* maps, int64_t stride, const SquarePixels& pixels) {
-  SquareOf<typename Arithmetic<R>::Type> result;
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) result.v[k] = load(maps + pixels.at[k] * stride);
-  return result;
 }
 
 // Blocks [begin, end): epilogue(pixels, unit, sums[4][gates]) for every square and every unit of gates.

@@ -1,14 +1,16 @@
 """The parts that E2VID, FireNet and CISTA-TC share, with the names that their checkpoints give them.
 
-Convolutions are PyTorch's, with our gradient of a 3x3 weight where its own is slow; activations that follow one work in
-its result, which nothing else reads and no gradient needs. The recurrent cells are those of `evkernels.nn`.
+Convolutions are PyTorch's, with our gradient of a 3x3 weight where its own is slow; in inference those of 3x3 are one
+op with what follows them where that is faster, unless `evkernels.nn.set_winograd` forbids it. Elsewhere ReLU works in
+the convolution's result, which nothing else reads and no gradient needs. The recurrent cells are those of
+`evkernels.nn`.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn import ConvLSTMCell
-from evkernels.nn.convolution import convolved
+from evkernels.nn.convolution import activated, convolved
 
 
 class ConvLayer(nn.Module):
@@ -43,6 +45,7 @@ class ConvLayer(nn.Module):
     ):
         super().__init__()
         self.activation = activation
+        self.winograd = True
         self.conv2d = nn.Conv2d(
             in_channels,
             out_channels,
@@ -55,6 +58,8 @@ class ConvLayer(nn.Module):
         self.norm_layer = normalization(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.norm_layer is None:
+            return activated(self.conv2d, x, self.activation or "none", winograd=self.winograd)
         return self._activated(convolved(self.conv2d, x))
 
     def _activated(self, x: Tensor) -> Tensor:
@@ -101,14 +106,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, norm: str | None = None):
         super().__init__()
+        self.winograd = True
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None)
         self.bn1, self.bn2 = normalization(norm, channels), normalization(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolved(self.conv1, x)
-        y = convolved(self.conv2, F.relu(y if self.bn1 is None else self.bn1(y), inplace=True))
-        return F.relu((y if self.bn2 is None else self.bn2(y)) + x, inplace=True)
+        if self.bn1 is None:
+            y = activated(self.conv1, x, "relu", winograd=self.winograd)
+            return activated(self.conv2, y, "relu", x, self.winograd)
+        y = convolved(self.conv2, F.relu(self.bn1(convolved(self.conv1, x)), inplace=True))
+        return F.relu(self.bn2(y) + x, inplace=True)
 
 
 class GatesConvLSTM(ConvLSTMCell):

@@ -1,8 +1,9 @@
 """EfficientConvLSTM's way up from the bottleneck: four levels and a head of convolutions, batch norms and GELUs.
 
 Maps are best channels_last, in which the library's convolutions of few channels take half the time. In evaluation the
-norms go into the convolutions' weights, and GELU works in a convolution's result. In training norm and GELU are one op:
-the library's batch norm sums channels_last maps so that gradients have three times the rounding error.
+norms go into the convolutions' weights, and 3x3 convolution and GELU are one op where that is faster. In training norm
+and GELU are one op: the library's batch norm sums channels_last maps so that gradients have three times the rounding
+error.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn.separable import activated, folded, has_live_statistics
-from evkernels.ops.conv_3x3 import convolution_3x3
+from evkernels.ops.conv_3x3 import activated_convolution_3x3, activated_in_place, convolution_3x3
 
 
 class EfficientDecoder(nn.Module):
@@ -32,6 +33,7 @@ class EfficientDecoder(nn.Module):
         if method not in ("add", "concat"):
             raise ValueError(f"method must be 'add' or 'concat', got {method!r}")
         self.method = method
+        self.winograd = True
         self.decoder_layers = nn.ModuleList(
             self._level(channels, skip) for channels, skip in pairwise(reversed(encoder_channels))
         )
@@ -64,10 +66,10 @@ class EfficientDecoder(nn.Module):
         up, norm = level[:2]
         if has_live_statistics(norm):
             return activated(_spread(x, up.weight, up.bias), norm, "gelu")
-        return _gelu(_spread(x, *folded(up, norm)))
+        return activated_in_place(_spread(x, *folded(up, norm)), "gelu")
 
     def _convolved(self, level: nn.Sequential, x: Tensor) -> Tensor:
-        return _conv_norm_gelu(x, *level[3:5])
+        return _conv_norm_gelu(x, *level[3:5], self.winograd)
 
 
 class Head(nn.Sequential):
@@ -81,19 +83,20 @@ class Head(nn.Sequential):
             nn.Conv2d(channels, 1, 1),
             nn.Sigmoid(),
         )
+        self.winograd = True
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, _, pointwise, _ = self
-        x = _conv_norm_gelu(x, conv, norm)
-        y = F.linear(x.permute(0, 2, 3, 1), pointwise.weight.flatten(1), pointwise.bias)
-        return y.sigmoid().permute(0, 3, 1, 2)
+        x = _conv_norm_gelu(x, conv, norm, self.winograd)
+        y = x.permute(0, 2, 3, 1).flatten(0, 2) @ pointwise.weight.flatten()
+        return (y + pointwise.bias.to(y.dtype)).sigmoid().view(len(x), 1, *x.shape[2:])
 
 
-def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    live = has_live_statistics(norm)
-    weight, bias = (conv.weight, conv.bias) if live else folded(conv, norm)
-    y = convolution_3x3(x, weight.contiguous(memory_format=torch.channels_last), bias)
-    return activated(y, norm, "gelu") if live else _gelu(y)
+def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, winograd: bool) -> Tensor:
+    if has_live_statistics(norm):
+        weight = conv.weight.contiguous(memory_format=torch.channels_last)
+        return activated(convolution_3x3(x, weight, conv.bias, winograd), norm, "gelu")
+    return activated_convolution_3x3(x, *folded(conv, norm), "gelu", winograd=winograd)
 
 
 def _spread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -103,8 +106,3 @@ def _spread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0).reshape(4 * outputs, -1), bias.repeat(4))
     y = y.view(batch, height, width, 2, 2, outputs).transpose(2, 3)
     return y.reshape(batch, 2 * height, 2 * width, outputs).permute(0, 3, 1, 2)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    """GELU, in place where no gradient needs what was there before."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)

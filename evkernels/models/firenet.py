@@ -1,9 +1,8 @@
 """FireNet: images from events at full resolution, with two convolutional GRUs of 16 channels.
 
-Over nine tenths of the arithmetic is in 3x3 convolutions, which stay with PyTorch's library; what is between the
-convolutions of a GRU is `ops.gru_reset` and `ops.gru_update`. On the CPU all maps are channels_last, where the
-library's convolutions of 16 channels take two thirds of their time on contiguous maps. Gradients of processors without
-AVX-512 are the exception: at 240x180 a training step takes 1.45 times as long in channels_last, so maps stay as given.
+Over nine tenths of the arithmetic is in 3x3 convolutions. On the CPU all maps are channels_last: a GRU is one op with
+Winograd's convolutions, `ops.conv_gru_3x3`, and so is, in inference, each convolution of a residual block with what
+follows it. `evkernels.nn.set_winograd(model, False)` leaves the convolutions to PyTorch's library.
 """
 
 from collections.abc import Mapping
@@ -48,10 +47,12 @@ class FireNet(nn.Module):
         channels = base_num_channels
         self.net = nn.ModuleDict(
             {
-                "head": RecurrentLayer(ConvLayer(num_bins, channels, 3), ConvGRUCell(channels, channels)),
+                "head": RecurrentLayer(
+                    ConvLayer(num_bins, channels, 3), ConvGRUCell(channels, channels, winograd=True)
+                ),
                 "resblocks": nn.ModuleList(
                     [
-                        RecurrentLayer(ResidualBlock(channels), ConvGRUCell(channels, channels)),
+                        RecurrentLayer(ResidualBlock(channels), ConvGRUCell(channels, channels, winograd=True)),
                         ResidualBlock(channels),
                     ]
                 ),

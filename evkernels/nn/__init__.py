@@ -5,6 +5,7 @@ from evkernels.nn.attention import ChannelAttention
 from evkernels.nn.conv_gru import ConvGRUCell
 from evkernels.nn.conv_lstm import ConvLSTMCell
 from evkernels.nn.convert import Conversion, convert
+from evkernels.nn.convolution import set_winograd
 from evkernels.nn.depthwise import CausalDepthwiseConv3d, DepthwiseConv2d
 from evkernels.nn.enhanced_lstm import LightweightEnhancedConvLSTM
 from evkernels.nn.event_images import BinaRep, EventCountImage, EventImage, MixedDensityEventStack
@@ -67,4 +68,5 @@ __all__ = [
     "convert",
     "detach",
     "event_normalization",
+    "set_winograd",
 ]

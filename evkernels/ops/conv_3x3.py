@@ -1,7 +1,7 @@
-"""3x3 convolutions with zero padding: PyTorch's with our gradient of the weight, and one by Winograd's method whose
-weight is transformed once for all steps of a sequence.
+"""3x3 convolutions with zero padding: PyTorch's with our gradient of the weight, one by Winograd's method whose weight
+is transformed once for all steps of a sequence, and one with what follows it, for inference.
 
-On the CPU the latter is csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of its input. The gradient of either's
+On the CPU the latter two are csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of the input. The gradient of a
 weight is csrc/conv_lstm_3x3/weight_gradient.inl's without AVX-512, else the library's.
 """
 
@@ -10,28 +10,77 @@ from torch import Tensor
 from torch.nn import functional
 
 from evkernels.ops import library, registration
+from evkernels.reference.depthwise_conv2d import ACTIVATIONS
 
 
-def convolution_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def convolution_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, winograd: bool = False) -> Tensor:
     """`functional.conv2d(x, weight, bias, padding=1)` for a weight [Cout, Cin, 3, 3].
 
-    The same numbers; only where PyTorch's gradient of the weight is slow, on processors without AVX-512, and x is
-    float32 or float64 in channels_last, that gradient is our kernel's, which is closer to float64's. Differentiable to
-    any order.
+    Where PyTorch's gradient of the weight is slow, on processors without AVX-512, and x is float32 or float64 in
+    channels_last, that gradient is our kernel's, which is closer to float64's. The numbers are PyTorch's, unless
+    `winograd` lets the convolution and the gradient of x be Winograd's where that is faster: F(2x2, 3x3), with up to
+    four times the rounding error. Differentiable to any order.
     """
-    is_slow = (
-        library.HAS_SLOW_WEIGHT_GRADIENT
-        and torch.is_grad_enabled()
-        and weight.requires_grad
-        and x.device.type == "cpu"
+    winograd = winograd and _pays(x, weight)
+    if not _records(x, weight, bias):
+        if winograd and _is_served(x, weight):
+            return _activated(x, weight, bias, None, "none")
+    elif weight.requires_grad and library.HAS_SLOW_WEIGHT_GRADIENT and _is_served(x, weight):
+        return _plain(x, weight, bias, winograd)
+    return functional.conv2d(x, weight, bias, padding=1)
+
+
+def activated_convolution_3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None = None,
+    winograd: bool = True,
+) -> Tensor:
+    """`activation(conv2d(x, weight, bias, padding=1) + residual)` for a weight [Cout, Cin, 3, 3].
+
+    One op where no gradient is recorded and `winograd` is allowed and faster; else `convolution_3x3` and PyTorch's
+    operators. `activation` is "none", "relu", "silu", "gelu", "gelu_tanh" or "sigmoid".
+    """
+    if winograd and not _records(x, weight, bias, residual) and _pays(x, weight) and _is_served(x, weight):
+        return _activated(x, weight, bias, residual, activation)
+    return activated_in_place(convolution_3x3(x, weight, bias, winograd), activation, residual)
+
+
+def activated_in_place(y: Tensor, activation: str, residual: Tensor | None = None) -> Tensor:
+    """`activation(y + residual)` of the result of a convolution, which is overwritten where no gradient needs it."""
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        return functional.relu(y, inplace=True)
+    if activation == "gelu" and not y.requires_grad:
+        return torch.ops.aten.gelu_(y)
+    return ACTIVATIONS[activation](y)
+
+
+def _records(*tensors):
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)
+
+
+def _pays(x, weight):
+    """Whether Winograd's method is faster than the library: not with fewer channels, where it transforms more than it
+    saves, or fewer pixels, as transforming the weight costs what some hundred of these do.
+    """
+    return x.shape[1] >= 8 and x.shape[1] * weight.shape[0] >= 256 and x.numel() >= 320 * x.shape[1]
+
+
+def _is_served(x, weight):
+    """Whether our kernels take a convolution of x, in channels_last on the CPU."""
+    return (
+        x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and registration.common_layout(x) == torch.channels_last
         and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not registration.needs_reference()
     )
-    if not is_slow or torch.is_autocast_enabled("cpu") or registration.needs_reference():
-        return functional.conv2d(x, weight, bias, padding=1)
-    return _plain(x, weight, bias)
 
 
 class PackedConvolution:
@@ -71,35 +120,58 @@ def _reference(x, weight, *_):
     return functional.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, weight, packed, packed_gradient):
+def _reference_activated(x, weight, bias, residual, activation):
+    y = functional.conv2d(x, weight, bias, padding=1)
+    y = ACTIVATIONS[activation](y if residual is None else y + residual)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _fake(x, weight, *_):
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _plain_kernel(x, weight, bias):
+def _plain_reference(x, weight, bias, winograd):
     weight = weight.contiguous(memory_format=torch.channels_last)
     return functional.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
 
 
+def _plain_kernel(x, weight, bias, winograd):
+    if winograd:
+        return _activated(x, weight, bias, None, "none")
+    return _plain_reference(x, weight, bias, winograd)
+
+
 def _plain_setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:2])
+    ctx.winograd = inputs[3]
 
 
 def _plain_gradient(ctx, grad):
     if grad is None:
-        return (None,) * 3
+        return (None,) * 4
     x, weight = ctx.saved_tensors
-    need_x, need_weight, need_bias = ctx.needs_input_grad
+    need_x, need_weight, need_bias, _ = ctx.needs_input_grad
     # With create_graph the gradient must itself be differentiable: PyTorch's operators compute it.
-    by_library = need_weight and torch.is_grad_enabled()
+    by_library = torch.is_grad_enabled()
+    mask = [need_x and (by_library or not ctx.winograd), need_weight and by_library, False]
     window = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     maps = (value.contiguous(memory_format=torch.channels_last) for value in (grad, x, weight))
-    d_x, d_weight, _ = torch.ops.aten.convolution_backward(*maps, *window, [need_x, by_library, False])
+    d_x, d_weight, _ = torch.ops.aten.convolution_backward(*maps, *window, mask) if any(mask) else (None,) * 3
+    if need_x and not mask[0]:
+        d_x = _input_gradient(grad, weight)
     if need_weight and not by_library:
         d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
     # The library would compute the weight's gradient for that of the bias.
     d_bias = grad.sum((0, 2, 3)) if need_bias else None
-    return d_x, d_weight, d_bias
+    return d_x, d_weight, d_bias, None
+
+
+def _input_gradient(grad, weight, packed=None):
+    columns = 0, weight.shape[1]
+    if packed is None:
+        packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, *columns)
+    return torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, *columns)
 
 
 def _setup_context(ctx, inputs, output):
@@ -121,10 +193,7 @@ def _gradient(ctx, grad):
         d_x, d_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, *window, [need_x, need_weight, False])
         return d_x, d_weight, None, None
     if need_x:
-        columns = 0, weight.shape[1]
-        if packed.numel() == 0:
-            packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, *columns)
-        d_x = torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, *columns)
+        d_x = _input_gradient(grad, weight, packed if packed.numel() else None)
     if need_weight and library.HAS_SLOW_WEIGHT_GRADIENT and grad.device.type == "cpu":
         d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
     elif need_weight:
@@ -134,9 +203,9 @@ def _gradient(ctx, grad):
 
 
 _plain = registration.define(
-    "convolution_3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    reference=_plain_kernel,
-    fake=lambda x, weight, bias: _fake(x, weight, None, None),
+    "convolution_3x3(Tensor x, Tensor weight, Tensor? bias, bool winograd) -> Tensor",
+    reference=_plain_reference,
+    fake=_fake,
 )
 registration.define_composed(_plain, _plain_kernel, ("CPU", "CUDA"))
 registration.define_gradient(_plain, setup_context=_plain_setup_context, backward=_plain_gradient)
@@ -154,3 +223,10 @@ registration.define_composed(_packed_weight, _reference_packed_weight)
 registration.define_composed(_forward, _reference)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
 registration.forbid_gradient(_packed_weight, "it belongs to conv_3x3, which differentiates by its weight")
+_activated = registration.define(
+    "conv_3x3_activated(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation) -> Tensor",
+    reference=_reference_activated,
+    fake=_fake,
+)
+registration.define_composed(_activated, _reference_activated)
+registration.forbid_gradient(_activated, "it is for inference; activated_convolution_3x3 chooses")

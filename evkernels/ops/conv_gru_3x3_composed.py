@@ -79,7 +79,8 @@ def composed_backward(
     parameters_n = ParameterGradients(weight_n, need[4:])
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
     d_h = torch.zeros_like(h)
-    parts = [value.split(batch) for value in (grad_output, x, before_steps(h, output, reset), zr, n)]
+    gradients, frames, zr, n = (value.split(batch) for value in (grad_output, x, zr, n))
+    parts = gradients, frames, before_steps(h, output, reset), zr, n
     for time, (arriving, frame, state, zr_now, n_now) in reversed(list(enumerate(zip(*parts, strict=True)))):
         z, rh = ops.gru_reset(zr_now, state, "zr")
         d_z, d_n, d_state = ops.gru_update_backward(d_h + arriving, z, n_now, state)

@@ -67,7 +67,8 @@ def composed_backward(
     need_x, need_h = output_mask[:2]
     gradient = InputGradient(weight, 0 if need_x else inputs)
     parameters = ParameterGradients(weight, output_mask[3:])
-    parts = [value.split(batch) for value in (x, before_steps(h, output, reset), gates, cells)]
+    frames, gates, cells = (value.split(batch) for value in (x, gates, cells))
+    parts = frames, before_steps(h, output, reset), gates, cells
     arriving = None if grad_output is None else grad_output.split(batch)
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
     d_h, d_c = torch.zeros_like(h), grad_c_last
@@ -131,10 +132,12 @@ class ParameterGradients:
         return [None if d is None else d.to(self.weight.dtype) for d in (self.of_weight, self.of_bias)]
 
 
-def before_steps(h: Tensor, output: Tensor, reset: Tensor | None) -> Tensor:
-    """The hidden state before every step [T*N, C, H, W]."""
-    before = torch.cat([h, output[: -len(h)]])
-    return before if reset is None else before.masked_fill(reset.flatten()[:, None, None, None], 0)
+def before_steps(h: Tensor, output: Tensor, reset: Tensor | None) -> list[Tensor]:
+    """The hidden state before each step [N, C, H, W]."""
+    before = [h, *output.split(len(h))[:-1]]
+    if reset is None:
+        return before
+    return [state.masked_fill(restart[:, None, None, None], 0) for state, restart in zip(before, reset, strict=True)]
 
 
 def in_layouts(results, layouts) -> tuple[Tensor, ...]:
