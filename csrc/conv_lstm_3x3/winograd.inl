@@ -54,7 +54,8 @@ struct WinogradSizes {
     block = blocks == 0 ? kMostRows : round_up((count + blocks - 1) / blocks, kMostRows);
   }
   EVKERNELS_LOOP_BODY int64_t place() const { return block * row; }
-  EVKERNELS_LOOP_BODY int64_t result_place() const { return block * kPanelVectors * kLanes + kLanes; }
+  // A square's results lie side by side, at fixed distances: [square][16][vectors of a panel].
+  static constexpr int64_t kResultPlace = kPanelVectors * kLanes, kResultSquare = 16 * kResultPlace + 2 * kLanes;
 };
 
 template <class R>
@@ -81,7 +82,7 @@ static int64_t winograd_panels(const WinogradShape& s) {
 template <class R>
 static int64_t winograd_buffer_size(const WinogradShape& s) {
   const WinogradSizes<R> sizes(s);
-  return 16 * (sizes.place() + sizes.result_place()) + sizes.row;
+  return 16 * sizes.place() + sizes.block * sizes.kResultSquare + sizes.row;
 }
 
 // Where a gate's weights are: of output channel 0 and input channel 0, and the distances to the next of either. A
@@ -165,34 +166,42 @@ template <class R, class F>
 EVKERNELS_INLINE void winograd_spread(const F& load_pixel, int64_t channels, R* __restrict__ to, int64_t place) {
   using V = typename Arithmetic<R>::Type;
   for (int64_t c = 0; c < channels; c += Arithmetic<R>::kLanes) {
-    V rows[4][4];
+    // The two middle rows stay in registers, which have room for them and one row of results.
+    V d1[4], d2[4], row[4];
 #pragma GCC unroll 4
-    for (int x = 0; x < 4; ++x) {
-      const V d0 = load_pixel(x, c), d1 = load_pixel(4 + x, c), d2 = load_pixel(8 + x, c), d3 = load_pixel(12 + x, c);
-      rows[0][x] = d0 - d2;
-      rows[1][x] = d1 + d2;
-      rows[2][x] = d2 - d1;
-      rows[3][x] = d1 - d3;
-    }
+    for (int x = 0; x < 4; ++x) d1[x] = load_pixel(4 + x, c), d2[x] = load_pixel(8 + x, c);
+    R* places = to + c;
+    const auto store_row = [&]() EVKERNELS_LOOP_BODY {
+      store(places, row[0] - row[2]);
+      store(places + place, row[1] + row[2]);
+      store(places + 2 * place, row[2] - row[1]);
+      store(places + 3 * place, row[1] - row[3]);
+      places += 4 * place;
+    };
 #pragma GCC unroll 4
-    for (int y = 0; y < 4; ++y) {
-      R* const places = to + 4 * y * place + c;
-      store(places, rows[y][0] - rows[y][2]);
-      store(places + place, rows[y][1] + rows[y][2]);
-      store(places + 2 * place, rows[y][2] - rows[y][1]);
-      store(places + 3 * place, rows[y][1] - rows[y][3]);
-    }
+    for (int x = 0; x < 4; ++x) row[x] = load_pixel(x, c) - d2[x];
+    store_row();
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) row[x] = d1[x] + d2[x];
+    store_row();
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) row[x] = d2[x] - d1[x];
+    store_row();
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; ++x) row[x] = d1[x] - load_pixel(12 + x, c);
+    store_row();
   }
 }
 
-// to[row][vectors] = sum over k of from[row][k] * weights[k][vectors], for kMostSums / vectors rows at a time.
+// The results of one place, to[square][vectors] = sum over k of from[square][k] * weights[k][vectors], for kMostSums /
+// vectors squares at a time.
 template <int vectors, class R>
 static void winograd_product(const R* __restrict__ from, int64_t stride, const R* __restrict__ weights, int64_t depth,
                              int64_t count, R* __restrict__ to) {
   using V = typename Arithmetic<R>::Type;
   constexpr int kRows = kMostSums / vectors;
-  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
-  for (int64_t first = 0; first < count; first += kRows, from += kRows * stride, to += kRows * vectors * kLanes) {
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes, kSquare = WinogradSizes<R>::kResultSquare;
+  for (int64_t first = 0; first < count; first += kRows, from += kRows * stride, to += kRows * kSquare) {
     V sum[kRows][vectors];
 #pragma GCC unroll 24
     for (int m = 0; m < kRows; ++m) {
@@ -213,7 +222,7 @@ static void winograd_product(const R* __restrict__ from, int64_t stride, const R
 #pragma GCC unroll 24
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-      for (int n = 0; n < vectors; ++n) store(to + (m * vectors + n) * kLanes, sum[m][n]);
+      for (int n = 0; n < vectors; ++n) store(to + m * kSquare + n * kLanes, sum[m][n]);
     }
   }
 }
@@ -237,9 +246,10 @@ EVKERNELS_INLINE void with_vectors(int64_t count, const F& f) {
   }
 }
 
-// A^T m A: the sums of one gate at the four pixels of a square, from 16 places `place` apart.
+// A^T m A: the sums of one gate at the four pixels of a square, from its 16 results.
 template <int gates, class V, class R>
-EVKERNELS_INLINE void winograd_gather(const R* __restrict__ from, int64_t place, int gate, V (&sums)[4][gates]) {
+EVKERNELS_INLINE void winograd_gather(const R* __restrict__ from, int gate, V (&sums)[4][gates]) {
+  constexpr int64_t place = WinogradSizes<R>::kResultPlace;
   V rows[2][4];
 #pragma GCC unroll 4
   for (int x = 0; x < 4; ++x) {
@@ -286,7 +296,7 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
   constexpr int64_t kLanes = Arithmetic<R>::kLanes;
   const WinogradSizes<R> sizes(s);
   const Maps& m = s.maps;
-  R *const results = buffer + 16 * sizes.place(), *const zeros = results + 16 * sizes.result_place();
+  R *const results = buffer + 16 * sizes.place(), *const zeros = results + sizes.block * sizes.kResultSquare;
   __builtin_memset(zeros, 0, sizes.row * sizeof(R));
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
@@ -307,7 +317,7 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
         with_vectors(count_vectors, [&](auto number) EVKERNELS_LOOP_BODY {
           winograd_product<decltype(number)::value>(buffer + at * sizes.place(), sizes.row,
                                                     weights + at * sizes.depth * count_vectors * kLanes, sizes.depth,
-                                                    count, results + at * sizes.result_place());
+                                                    count, results + at * sizes.kResultPlace);
         });
       }
       place = start;
@@ -316,7 +326,7 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
           V sums[4][vectors];
 #pragma GCC unroll 4
           for (int n = 0; n < vectors; ++n) {
-            winograd_gather(results + (square * count_vectors + v + n) * kLanes, sizes.result_place(), n, sums);
+            winograd_gather(results + square * sizes.kResultSquare + (v + n) * kLanes, n, sums);
           }
           finish(place, (first_vector + v) / vectors, sums);
         }
