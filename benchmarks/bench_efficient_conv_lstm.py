@@ -2,7 +2,8 @@
 
 Nine tenths of the operations are in the 3x3 convolutions of the ConvLSTMs at the four skip resolutions, of the decoder
 and the head. Training uses batch statistics, as in training. Floor: grids are read and outputs written, weights read
-once; the gradient reads and writes as much again.
+once; the gradient reads and writes as much again. Operations are those of direct sums, of which Winograd's method needs
+four of nine: a share of the limit above all of it is no mistake.
 """
 
 from functools import cache

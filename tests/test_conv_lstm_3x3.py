@@ -186,7 +186,9 @@ class TestConvLSTM3x3(DifferentiableOpContract):
         ):
             channels = (outputs, inputs, hidden)
             given = [tensor(batch, count, height, width, dtype=of, layout=strides, seed=count) for count in channels]
-            result = torch.ops.evkernels.conv_3x3_weight_gradient(*to_device(given, backend.device))
+            result, of_bias = torch.ops.evkernels.conv_3x3_weight_gradient(*to_device(given, backend.device))
+            sums = given[0].to(of_bias.dtype).sum((0, 2, 3))
+            torch.testing.assert_close(of_bias.cpu(), sums, rtol=1e-4, atol=1e-4)
             assert result.shape == (outputs, inputs + hidden, 3, 3)
             assert result.dtype == torch.promote_types(of, torch.float32)
             if batch:
@@ -209,7 +211,35 @@ class TestConvLSTM3x3(DifferentiableOpContract):
             torch.set_num_threads(count)
             of_threads.append(torch.ops.evkernels.conv_3x3_weight_gradient(*given))
         torch.set_num_threads(threads)
-        assert all(result.equal(of_threads[0]) for result in of_threads)
+        for of_weight, of_bias in of_threads:
+            assert of_weight.equal(of_threads[0][0])
+            assert of_bias.equal(of_threads[0][1])
+
+    @pytest.mark.parametrize(("first", "split", "count"), [(0, 0, 5), (3, 0, 20), (0, 16, 18), (1, 32, 32)])
+    @pytest.mark.parametrize("residual", [False, True])
+    def test_input_gradient(self, backend, first, split, count, residual):
+        grad, weight = tensor(2, 6, 5, 7, seed=1), tensor(6, first + count + 1, 3, 3, seed=2)
+        added = tensor(2, count - split, 5, 7, seed=3) if residual else None
+        expected = list(F.conv_transpose2d(grad, weight, padding=1)[:, first : first + count].tensor_split([split], 1))
+        expected[1] = expected[1] if added is None else expected[1] + added
+        ops = torch.ops.evkernels
+        grad, weight, added = to_device((grad, weight, added), backend.device)
+        packed = ops.conv_3x3_gradient_weight(weight, first, count)
+        results = ops.conv_3x3_input_gradient(grad, weight, packed, first, split, count, added)
+        for result, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(result.cpu(), wanted, rtol=1e-4, atol=1e-4)
+            assert result.is_contiguous(memory_format=torch.channels_last)
+
+    def test_input_gradient_splits_at_whole_vectors_alone(self):
+        grad, weight = tensor(1, 2, 3, 3), tensor(2, 20, 3, 3)
+        packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, 0, 20)
+        for split in (-16, 8, 32):
+            with pytest.raises(RuntimeError, match="split must be a multiple of 16"):
+                torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, 0, split, 20, None)
+        torch.library.opcheck(
+            torch.ops.evkernels.conv_3x3_input_gradient.default,
+            (grad, weight, packed, 0, 16, 20, tensor(1, 4, 3, 3)),
+        )
 
     def test_long_sequence_stays_accurate(self, backend):
         steps = 20 if backend.is_slow else 1000

@@ -143,26 +143,30 @@ Tensor conv_3x3_packed_weight(Tensor weight) {
 }
 
 // activation(convolution(x) + bias + residual), channels_last, for a weight that conv_3x3_packed_weight or
-// conv_3x3_gradient_weight has packed: of x's channels to `count`.
-Tensor convolved(Tensor x, const Tensor& packed, int64_t count, std::optional<Tensor> bias = std::nullopt,
-                 std::optional<Tensor> residual = std::nullopt, Activation activation = Activation::kNone) {
+// conv_3x3_gradient_weight has packed: of x's channels to `count`. The first `split` of these, without a residual, and
+// the rest.
+std::tuple<Tensor, Tensor> convolved(Tensor x, const Tensor& packed, int64_t split, int64_t count,
+                                     std::optional<Tensor> bias, std::optional<Tensor> residual,
+                                     Activation activation) {
   STD_TORCH_CHECK(x.dim() == 4, "the maps must be [N, C, H, W]");
   const MemoryFormat layout = common_layout(x);
   const Maps m = {x.size(0), x.size(2), x.size(3)};
   const WinogradShape s = {m, {x.size(1), 0}, count, 1};
   const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(count >= 0 && packed.scalar_type() == dtype && has_shape(packed, {transformed_size(s)}),
+  STD_TORCH_CHECK(split >= 0 && split <= count && split % 16 == 0, "split must be a multiple of 16 up to the channels");
+  STD_TORCH_CHECK(packed.scalar_type() == dtype && has_shape(packed, {transformed_size(s)}),
                   "packed must be of a weight for these channels and this dtype");
   STD_TORCH_CHECK(!bias.has_value() || (has_shape(*bias, {count}) && bias->scalar_type() == x.scalar_type()),
                   "bias must be [Cout] of the dtype of x");
-  STD_TORCH_CHECK(!residual.has_value() || (has_shape(*residual, {m.batch, count, m.height, m.width}) &&
+  STD_TORCH_CHECK(!residual.has_value() || (has_shape(*residual, {m.batch, count - split, m.height, m.width}) &&
                                             residual->scalar_type() == x.scalar_type()),
-                  "residual must be [N, Cout, H, W] of the dtype of x");
+                  "residual must be [N, channels behind the split, H, W] of the dtype of x");
   x = in_layout(x, layout);
   bring_contiguous(bias);
   if (residual.has_value()) residual = in_layout(*residual, MemoryFormat::ChannelsLast);
-  Tensor output = empty_frames(x, x.scalar_type(), count, true, MemoryFormat::ChannelsLast);
-  if (output.numel() == 0) return output;
+  Tensor first = empty_frames(x, x.scalar_type(), split, true, MemoryFormat::ChannelsLast);
+  Tensor rest = empty_frames(x, x.scalar_type(), count - split, true, MemoryFormat::ChannelsLast);
+  if (first.numel() + rest.numel() == 0) return {first, rest};
   dispatch_floating("conv_3x3", x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
@@ -178,18 +182,21 @@ Tensor convolved(Tensor x, const Tensor& packed, int64_t count, std::optional<Te
     const R* const maps = is_maps ? data<R>(x) : copy.get();
     const auto whole_bias = zeroed_workspace<R>(EVKERNELS_CALL(whole_vectors<R>, count));
     for (int64_t c = 0; bias.has_value() && c < count; ++c) whole_bias.get()[c] = to_float(data<T>(bias)[c]);
-    const ConvolutionEnd<T, R> last = {whole_bias.get(), data<T>(residual), activation};
+    const ConvolutionEnd<T, R> last = {whole_bias.get(),       data<T>(residual),    activation, split,
+                                       mutable_data<T>(first), mutable_data<T>(rest)};
     parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
       const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, s));
-      EVKERNELS_CALL(convolution, maps, data<R>(packed), last, mutable_data<T>(output), buffer.get(), s, begin, end);
+      EVKERNELS_CALL(convolution, maps, data<R>(packed), last, buffer.get(), s, begin, end);
     });
   });
-  return output;
+  return {first, rest};
 }
 
-// The gradient of the input channels [first, first + count); `packed` is conv_3x3_gradient_weight's.
-Tensor conv_3x3_input_gradient(Tensor grad, Tensor, Tensor packed, int64_t, int64_t count) {
-  return convolved(grad, packed, count);
+// The gradients of the input channels [first, first + split) and, with `residual` added, of those up to first + count;
+// `packed` is conv_3x3_gradient_weight's.
+std::tuple<Tensor, Tensor> conv_3x3_input_gradient(Tensor grad, Tensor, Tensor packed, int64_t, int64_t split,
+                                                   int64_t count, std::optional<Tensor> residual) {
+  return convolved(grad, packed, split, count, std::nullopt, residual, Activation::kNone);
 }
 
 void check_weight(const Tensor& x, const Tensor& weight) {
@@ -200,18 +207,19 @@ void check_weight(const Tensor& x, const Tensor& weight) {
 
 Tensor conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor) {
   check_weight(x, weight);
-  return convolved(x, packed, weight.size(0));
+  return std::get<1>(convolved(x, packed, 0, weight.size(0), std::nullopt, std::nullopt, Activation::kNone));
 }
 
 Tensor conv_3x3_activated(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
                           std::string activation) {
   check_weight(x, weight);
-  return convolved(x, conv_3x3_packed_weight(weight), weight.size(0), bias, residual, parse_activation(activation));
+  return std::get<1>(
+      convolved(x, conv_3x3_packed_weight(weight), 0, weight.size(0), bias, residual, parse_activation(activation)));
 }
 
 // The gradient of the weight [C, channels of x and h, 3, 3], float32 or float64, of a convolution of x and h side by
-// side.
-Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
+// side, and that of its bias [C].
+std::tuple<Tensor, Tensor> conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
   const auto beside = [&](const Tensor& t) {
     return t.dim() == 4 && t.scalar_type() == grad.scalar_type() &&
            has_shape(t, {grad.size(0), t.size(1), grad.size(2), grad.size(3)});
@@ -222,8 +230,8 @@ Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
   const auto dtype = grad.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor d_weight =
       torch::stable::empty({s.channels, s.inputs[0] + s.inputs[1], 3, 3}, dtype, std::nullopt, grad.device());
-  if (d_weight.numel() == 0) return d_weight;
-  if (grad.numel() == 0) return torch::stable::fill_(d_weight, 0);
+  Tensor d_bias = torch::stable::empty({s.channels}, dtype, std::nullopt, grad.device());
+  if (grad.numel() == 0) return {torch::stable::fill_(d_weight, 0), torch::stable::fill_(d_bias, 0)};
   dispatch_floating("conv_3x3_weight_gradient", grad.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
@@ -241,10 +249,10 @@ Tensor conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) {
       });
     }
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(weight_gradient, buffer.get(), mutable_data<R>(d_weight), s, begin, end);
+      EVKERNELS_CALL(weight_gradient, buffer.get(), mutable_data<R>(d_weight), mutable_data<R>(d_bias), s, begin, end);
     });
   });
-  return d_weight;
+  return {d_weight, d_bias};
 }
 
 }  // namespace

@@ -25,10 +25,13 @@ struct ConvLstm3x3Step {
   S* cells;
 };
 
-// What follows a convolution's sums: activation(sums + bias + residual).
+// What follows a convolution's sums, activation(sums + bias + residual), and where the results go: the first `split`
+// channels, whole vectors of them, to a tensor of their own, which has no residual.
 template <class T, class R>
 struct ConvolutionEnd {
   const R* bias;      // [channels rounded up to whole vectors]
-  const T* residual;  // [N, H, W, C], may be null
+  const T* residual;  // [N, H, W, C - split], may be null
   Activation activation;
+  int64_t split;
+  T *first, *rest;  // [N, H, W, split] and [N, H, W, C - split]
 };

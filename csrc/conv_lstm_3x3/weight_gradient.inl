@@ -62,11 +62,11 @@ template <class R>
 static int64_t gradient_panels(const WinogradShape& s) {
   return GradientSizes<R>(s).panels;
 }
-// Elements of both transformed inputs and of all sums.
+// Elements of both transformed inputs, of all sums and of those of the bias.
 template <class R>
 static int64_t gradient_buffer_size(const WinogradShape& s) {
   const GradientSizes<R> sizes(s);
-  return sizes.inputs_size() + sizes.grads_size() + 16 * sizes.sums_place();
+  return sizes.inputs_size() + sizes.grads_size() + 16 * sizes.sums_place() + sizes.vectors * sizes.kLanes;
 }
 
 // A g A^T of a square's gradient, for all channels.
@@ -161,6 +161,23 @@ static void gradient_product(const R* __restrict__ input, int64_t input_square, 
   }
 }
 
+// sums[vectors] += sum over squares of grad[square][vectors], or = likewise.
+template <int vectors, class R>
+static void gradient_sum(const R* __restrict__ grad, int64_t grad_square, int64_t squares, bool before,
+                         R* __restrict__ sums) {
+  using V = typename Arithmetic<R>::Type;
+  constexpr int64_t kLanes = Arithmetic<R>::kLanes;
+  V sum[vectors] = {};
+  for (int64_t square = 0; square < squares; ++square, grad += grad_square) {
+#pragma GCC unroll 4
+    for (int n = 0; n < vectors; ++n) sum[n] += load(grad + n * kLanes);
+  }
+  for (int n = 0; n < vectors; ++n) store(sums + n * kLanes, before ? load(sums + n * kLanes) + sum[n] : sum[n]);
+}
+
+// In this place of its 16, A g A^T is the sum of the square's four pixels.
+constexpr int64_t kSumPlace = 5;
+
 // Products [begin, end) of 16 places by all panels, over `squares` squares.
 template <class R>
 static void gradient_products(R* buffer, const WinogradShape& s, int64_t squares, bool before, int64_t begin,
@@ -176,14 +193,18 @@ static void gradient_products(R* buffer, const WinogradShape& s, int64_t squares
     const auto product_of = [&](auto vectors) EVKERNELS_LOOP_BODY {
       gradient_product<decltype(vectors)::value>(input, sizes.input_square, grad, sizes.grad_square, squares,
                                                  sizes.rows, before, sums);
+      if (place != kSumPlace) return;
+      R* const bias_sums = buffer + sizes.inputs_size() + sizes.grads_size() + 16 * sizes.sums_place() + first * kLanes;
+      gradient_sum<decltype(vectors)::value>(grad, sizes.grad_square, squares, before, bias_sums);
     };
     with_vectors(smaller(kGradientVectors, sizes.vectors - first), product_of);
   }
 }
 
-// The output channels of the panels [begin, end) of d_weight [channels][all inputs][9].
+// The output channels of the panels [begin, end) of d_weight [channels][all inputs][9] and d_bias [channels].
 template <class R>
-static void weight_gradient(const R* buffer, R* d_weight, const WinogradShape& s, int64_t begin, int64_t end) {
+static void weight_gradient(const R* buffer, R* d_weight, R* d_bias, const WinogradShape& s, int64_t begin,
+                            int64_t end) {
   using V = typename Arithmetic<R>::Type;
   constexpr int64_t kLanes = Arithmetic<R>::kLanes;
   const GradientSizes<R> sizes(s);
@@ -192,6 +213,9 @@ static void weight_gradient(const R* buffer, R* d_weight, const WinogradShape& s
   const R* const all_sums = buffer + sizes.inputs_size() + sizes.grads_size();
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t first = panel * kGradientVectors, vectors = smaller(kGradientVectors, sizes.vectors - first);
+    const int64_t channels = smaller(vectors * kLanes, s.channels - first * kLanes);
+    __builtin_memcpy(d_bias + first * kLanes, all_sums + 16 * sizes.sums_place() + first * kLanes,
+                     channels * sizeof(R));
     for (int64_t column = 0; column < columns; ++column) {
       const int64_t row = column < s.inputs[0] ? column : sizes.columns[0] + column - s.inputs[0];
       for (int64_t v = 0; v < vectors; ++v) {

@@ -157,21 +157,22 @@ def _plain_gradient(ctx, grad):
     mask = [need_x and (by_library or not ctx.winograd), need_weight and by_library, False]
     window = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     maps = (value.contiguous(memory_format=torch.channels_last) for value in (grad, x, weight))
-    d_x, d_weight, _ = torch.ops.aten.convolution_backward(*maps, *window, mask) if any(mask) else (None,) * 3
+    d_x, d_weight, d_bias = torch.ops.aten.convolution_backward(*maps, *window, mask) if any(mask) else (None,) * 3
     if need_x and not mask[0]:
         d_x = _input_gradient(grad, weight)
     if need_weight and not by_library:
-        d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
-    # The library would compute the weight's gradient for that of the bias.
-    d_bias = grad.sum((0, 2, 3)) if need_bias else None
-    return d_x, d_weight, d_bias, None
+        d_weight, d_bias = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
+    elif need_bias:
+        # The library would compute the weight's gradient for that of the bias.
+        d_bias = grad.sum((0, 2, 3))
+    return d_x, d_weight, d_bias if need_bias else None, None
 
 
 def _input_gradient(grad, weight, packed=None):
-    columns = 0, weight.shape[1]
+    columns = weight.shape[1]
     if packed is None:
-        packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, *columns)
-    return torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, *columns)
+        packed = torch.ops.evkernels.conv_3x3_gradient_weight(weight, 0, columns)
+    return torch.ops.evkernels.conv_3x3_input_gradient(grad, weight, packed, 0, 0, columns, None)[1]
 
 
 def _setup_context(ctx, inputs, output):
@@ -195,7 +196,7 @@ def _gradient(ctx, grad):
     if need_x:
         d_x = _input_gradient(grad, weight, packed if packed.numel() else None)
     if need_weight and library.HAS_SLOW_WEIGHT_GRADIENT and grad.device.type == "cpu":
-        d_weight = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
+        d_weight, _ = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
     elif need_weight:
         maps = grad.contiguous(), x.contiguous()
         d_weight = torch.ops.aten.convolution_backward(*maps, weight, *window, [False, True, False])[1]

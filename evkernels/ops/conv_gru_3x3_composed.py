@@ -70,11 +70,11 @@ def composed_backward(
         gates = (weight_z, bias_z, weight_r, bias_r, weight_n, bias_n)
         arguments = (grad_output, x, h, *gates, reset, output, zr, n, output_mask)
         return in_layouts(reference.conv_gru_3x3_backward(*arguments), layouts)
-    batch, inputs, channels = len(h), x.shape[1], h.shape[1]
+    batch, inputs = len(h), x.shape[1]
     ops = torch.ops.evkernels
     need_x, need_h, *need = output_mask
-    weight_zr, first = torch.cat([weight_z, weight_r]), 0 if need_x else inputs
-    gradient_zr, gradient_n = InputGradient(weight_zr, first), InputGradient(weight_n, first)
+    weight_zr = torch.cat([weight_z, weight_r])
+    gradient_zr, gradient_n = (InputGradient(weight, inputs, need_x) for weight in (weight_zr, weight_n))
     parameters_zr = ParameterGradients(weight_zr, [need[0] or need[2], need[1] or need[3]])
     parameters_n = ParameterGradients(weight_n, need[4:])
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
@@ -85,14 +85,13 @@ def composed_backward(
         z, rh = ops.gru_reset(zr_now, state, "zr")
         d_z, d_n, d_state = ops.gru_update_backward(d_h + arriving, z, n_now, state)
         parameters_n.add(d_n, frame, rh)
-        d_xh_n = gradient_n(d_n)
-        d_zr, d_h = ops.gru_reset_backward(d_z, d_xh_n[:, -channels:], zr_now, state, "zr")
+        d_x_n, d_rh = gradient_n(d_n)
+        d_zr, d_h = ops.gru_reset_backward(d_z, d_rh, zr_now, state, "zr")
         parameters_zr.add(d_zr, frame, state)
         if time or need_x or need_h:
-            d_xh_zr = gradient_zr(d_zr)
-            d_h = d_h + d_state + d_xh_zr[:, -channels:]
+            d_x_zr, d_h = gradient_zr(d_zr, d_h + d_state)
             if need_x:
-                torch.add(d_xh_n[:, :inputs], d_xh_zr[:, :inputs], out=d_x[time * batch : (time + 1) * batch])
+                torch.add(d_x_n, d_x_zr, out=d_x[time * batch : (time + 1) * batch])
         (d_h,) = restarted((d_h,), reset, time)
     # Copies: results of an op must not share memory.
     by_gate = ([None, None] if d is None else [half.clone() for half in d.chunk(2)] for d in parameters_zr.sums())

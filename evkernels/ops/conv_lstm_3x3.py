@@ -165,19 +165,25 @@ def _reference_kernel(x, *rest):
     return in_layouts(reference.conv_lstm_3x3_kernel(x, *rest), layouts)
 
 
-def _reference_input_gradient(grad, weight, _, first, count):
+def _reference_input_gradient(grad, weight, _, first, split, count, residual):
     gradient = reference.conv_3x3_input_gradient(grad, weight, first, count)
-    return gradient.contiguous(memory_format=torch.channels_last)
+    # Copies: results of an op must not share memory.
+    of_first, of_rest = (part.clone() for part in gradient.split([split, count - split], 1))
+    of_rest = of_rest if residual is None else of_rest + residual
+    return tuple(part.contiguous(memory_format=torch.channels_last) for part in (of_first, of_rest))
 
 
-def _fake_input_gradient(grad, weight, packed, first, count):
-    shape = (grad.shape[0], count, *grad.shape[2:])
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+def _fake_input_gradient(grad, weight, packed, first, split, count, residual):
+    shapes = ((grad.shape[0], channels, *grad.shape[2:]) for channels in (split, count - split))
+    return tuple(
+        torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last) for shape in shapes
+    )
 
 
 def _fake_weight_gradient(grad, x, h):
-    shape = (grad.shape[1], x.shape[1] + h.shape[1], 3, 3)
-    return grad.new_empty(shape, dtype=torch.promote_types(grad.dtype, torch.float32))
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    shapes = (grad.shape[1], x.shape[1] + h.shape[1], 3, 3), (grad.shape[1],)
+    return tuple(grad.new_empty(shape, dtype=wide) for shape in shapes)
 
 
 _TENSORS = "Tensor x, Tensor h, Tensor c, Tensor weight, Tensor? bias, Tensor? reset"
@@ -201,12 +207,13 @@ _gradient_weight = registration.define(
     fake=lambda weight, first, count: weight.new_empty(16 * ((count + 63) // 64 * 64) * weight.shape[0]),
 )
 _input_gradient = registration.define(
-    "conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int first, int count) -> Tensor",
+    "conv_3x3_input_gradient(Tensor grad, Tensor weight, Tensor packed, int first, int split, int count, "
+    "Tensor? residual) -> (Tensor, Tensor)",
     reference=_reference_input_gradient,
     fake=_fake_input_gradient,
 )
 _weight_gradient = registration.define(
-    "conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) -> Tensor",
+    "conv_3x3_weight_gradient(Tensor grad, Tensor x, Tensor h) -> (Tensor, Tensor)",
     reference=reference.conv_3x3_weight_gradient,
     fake=_fake_weight_gradient,
 )

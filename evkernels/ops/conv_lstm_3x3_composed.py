@@ -63,26 +63,27 @@ def composed_backward(
     if h.numel() == 0:
         arguments = (grad_output, grad_c_last, x, h, c, weight, bias, reset, output, gates, cells, order, output_mask)
         return in_layouts(reference.conv_lstm_3x3_backward(*arguments), layouts)
-    batch, inputs, channels = len(h), x.shape[1], h.shape[1]
+    batch, inputs = len(h), x.shape[1]
     need_x, need_h = output_mask[:2]
-    gradient = InputGradient(weight, 0 if need_x else inputs)
+    gradient = InputGradient(weight, inputs, need_x)
     parameters = ParameterGradients(weight, output_mask[3:])
     frames, gates, cells = (value.split(batch) for value in (x, gates, cells))
     parts = frames, before_steps(h, output, reset), gates, cells
     arriving = None if grad_output is None else grad_output.split(batch)
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else None
-    d_h, d_c = torch.zeros_like(h), grad_c_last
+    d_h, d_c = torch.zeros_like(h) if arriving is None else arriving[-1], grad_c_last
     for time, (frame, state, pre, cell) in reversed(list(enumerate(zip(*parts, strict=True)))):
-        if arriving is not None:
-            d_h = d_h + arriving[time]
         d_pre, d_c = torch.ops.evkernels.lstm_gates_backward(d_h, d_c, pre, cell, order)
         parameters.add(d_pre, frame, state)
+        # What arrives at the state from its own output; a restart keeps the rest from it.
+        from_output = arriving[time - 1] if time and arriving is not None else None
         if time or need_x or need_h:
-            d_xh = gradient(d_pre)
-            d_h = d_xh[:, -channels:]
+            d_frame, d_h = gradient(d_pre, from_output if reset is None else None)
             if need_x:
-                d_x[time * batch : (time + 1) * batch] = d_xh[:, :inputs]
+                d_x[time * batch : (time + 1) * batch] = d_frame
         d_h, d_c = restarted((d_h, d_c), reset, time)
+        if reset is not None and from_output is not None:
+            d_h = d_h + from_output
     results = (d_x, d_h, d_c, *parameters.sums())
     return in_layouts(
         [d if wanted else x.new_empty(0) for d, wanted in zip(results, output_mask, strict=True)], layouts
@@ -90,14 +91,24 @@ def composed_backward(
 
 
 class InputGradient:
-    """From the gradient of a 3x3 convolution to those of its input channels from `first` on, channels_last."""
+    """From the gradient of a 3x3 convolution of x and h side by side to those of x, without channels unless wanted,
+    and of h plus a residual, both channels_last.
+    """
 
-    def __init__(self, weight: Tensor, first: int):
-        channels = first, weight.shape[1] - first
-        self.weight = weight, torch.ops.evkernels.conv_3x3_gradient_weight(weight, *channels), *channels
+    def __init__(self, weight: Tensor, inputs: int, need_x: bool):
+        first = 0 if need_x else inputs
+        self.split, self.count = inputs - first, weight.shape[1] - first
+        self.weight = weight, torch.ops.evkernels.conv_3x3_gradient_weight(weight, first, self.count), first
 
-    def __call__(self, grad: Tensor) -> Tensor:
-        return torch.ops.evkernels.conv_3x3_input_gradient(grad, *self.weight)
+    def __call__(self, grad: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        op = torch.ops.evkernels.conv_3x3_input_gradient
+        # The op splits at whole vectors of any instruction set, and adds a residual of the gradient's dtype.
+        if self.split % 16 == 0 and (residual is None or residual.dtype == grad.dtype):
+            d_x, d_h = op(grad, *self.weight, self.split, self.count, residual)
+        else:
+            d_x, d_h = op(grad, *self.weight, 0, self.count, None)[1].tensor_split([self.split], 1)
+            d_h = d_h if residual is None else d_h + residual
+        return d_x, d_h
 
 
 class ParameterGradients:
@@ -118,8 +129,12 @@ class ParameterGradients:
 
     def add(self, grad: Tensor, x: Tensor, h: Tensor) -> None:
         if self.of_weight is not None and self.by_kernel:
-            self.of_weight += torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, h.to(x.dtype))
-        elif self.of_weight is not None:
+            d_weight, d_bias = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, h.to(x.dtype))
+            self.of_weight += d_weight
+            if self.of_bias is not None:
+                self.of_bias += d_bias
+            return
+        if self.of_weight is not None:
             xh = torch.cat([x, h.to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
             window = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
             self.of_weight += torch.ops.aten.convolution_backward(

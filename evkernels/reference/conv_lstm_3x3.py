@@ -106,11 +106,11 @@ def conv_3x3_input_gradient(grad: Tensor, weight: Tensor, first: int, count: int
     return F.conv_transpose2d(grad.to(wide), weight[:, first : first + count].to(wide), padding=1).to(grad.dtype)
 
 
-def conv_3x3_weight_gradient(grad: Tensor, x: Tensor, h: Tensor) -> Tensor:
-    """The gradient of the weight of a 3x3 convolution of `x` and `h` side by side, at least float32."""
+def conv_3x3_weight_gradient(grad: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias of a 3x3 convolution of `x` and `h` side by side, at least float32."""
     wide = torch.promote_types(grad.dtype, torch.float32)
-    xh = torch.cat([x, h], 1).to(wide)
-    return weight_gradient(xh, xh.new_empty(grad.shape[1], xh.shape[1], 3, 3), grad.to(wide))
+    xh, grad = torch.cat([x, h], 1).to(wide), grad.to(wide)
+    return weight_gradient(xh, xh.new_empty(grad.shape[1], xh.shape[1], 3, 3), grad), grad.sum((0, 2, 3))
 
 
 def restarted(states: tuple[Tensor, ...], reset: Tensor | None, time: int) -> tuple[Tensor, ...]:
