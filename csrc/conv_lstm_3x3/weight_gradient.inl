@@ -9,7 +9,7 @@
 // the two transforms a fifth to a half of the time, most where channels are few.
 //
 // On one thread of a Zen 3 direct sums, a vector of input channels by the three taps of a row in the register block,
-// took 1.3 times as long for 24 or 48 input channels and 1.5 to 1.7 times for 96 or 192, though they ran as fast as a
+// took at least 1.3 times as long for 24 or 48 input channels and 1.5 to 1.7 times for 96 or 192, though they ran as fast as a
 // large matrix product. PyTorch's library takes 1.2 to 1.5 times as long as those on contiguous maps, to which these
 // would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 the library has not been found slow and is
 // used.
@@ -74,23 +74,24 @@ template <class T, class R>
 static void spread_gradient(const T* const (&pixels)[4], int64_t channels, R* __restrict__ to, int64_t place) {
   using V = typename Arithmetic<T>::Type;
   for (int64_t c = 0; c < channels; c += Arithmetic<T>::kLanes) {
-    V rows[4][2];
+    V upper[2], lower[2];
 #pragma GCC unroll 2
     for (int x = 0; x < 2; ++x) {
-      const V g0 = load_columns(pixels[x] + c, channels - c), g1 = load_columns(pixels[2 + x] + c, channels - c);
-      rows[0][x] = g0;
-      rows[1][x] = g0 + g1;
-      rows[2][x] = g0 - g1;
-      rows[3][x] = -g1;
+      upper[x] = load_columns(pixels[x] + c, channels - c);
+      lower[x] = load_columns(pixels[2 + x] + c, channels - c);
     }
-#pragma GCC unroll 4
-    for (int y = 0; y < 4; ++y) {
-      R* const places = to + 4 * y * place + c;
-      store(places, rows[y][0]);
-      store(places + place, rows[y][0] + rows[y][1]);
-      store(places + 2 * place, rows[y][0] - rows[y][1]);
-      store(places + 3 * place, -rows[y][1]);
-    }
+    R* places = to + c;
+    const auto store_row = [&](V left, V right) EVKERNELS_LOOP_BODY {
+      store(places, left);
+      store(places + place, left + right);
+      store(places + 2 * place, left - right);
+      store(places + 3 * place, -right);
+      places += 4 * place;
+    };
+    store_row(upper[0], upper[1]);
+    store_row(upper[0] + lower[0], upper[1] + lower[1]);
+    store_row(upper[0] - lower[0], upper[1] - lower[1]);
+    store_row(-lower[0], -lower[1]);
   }
 }
 
@@ -113,14 +114,21 @@ static void gradient_squares(const T* grad, const T* const (&inputs)[2], const T
   SquarePlace place(s.maps, first + begin);
   for (int64_t square = begin; square < end; ++square, place.advance(s.maps)) {
     R* to = buffer + square * sizes.input_square;
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < 2; to += sizes.columns[k++]) {
+      if (s.inputs[k] == 0) continue;
+      if constexpr (sizeof(T) > 2) {
+        if (s.inputs[k] == sizes.columns[k]) {
+          const WinogradInput<R> input = {inputs[k], s.inputs[k], s.inputs[k]};
+          winograd_spread_square(input, zeros, s.maps, place, to, sizes.input_place);
+          continue;
+        }
+      }
       const T* pixels[16];
       prefetch_square(inputs[k], s.inputs[k], s.maps, place, 1);
       pixels_around<4>(inputs[k], s.inputs[k], zeros, s.maps, place, 1, pixels);
       winograd_spread([&](int at, int64_t c)
                           EVKERNELS_LOOP_BODY { return load_columns(pixels[at] + c, s.inputs[k] - c); },
                       s.inputs[k], to, sizes.input_place);
-      to += sizes.columns[k];
     }
     prefetch_square(grad, s.channels, s.maps, place, 0);
     const T* pixels[4];

@@ -11,8 +11,8 @@
 // each: half of the products would be zeros otherwise. Every sum runs over the channels in ascending order: results
 // depend neither on threads nor on the block that a square falls into.
 //
-// Maps are read where they are, with pixels of zeros in place of those beyond their edges: copies with a border of zeros
-// cost a convolution of 16 channels a fifth of its time, mostly for fresh pages.
+// Maps are read where they are, with pixels of zeros in place of those beyond their edges: copies with a border of
+// zeros cost a convolution of 16 channels a fifth of its time, mostly for fresh pages.
 //
 // The error is that of sums over the 4x4 surroundings, about three times that of a direct sum; a NaN or an infinity
 // reaches all pixels of the squares that see it.
