@@ -10,9 +10,9 @@
 //
 // On one thread of a Zen 3 direct sums, a vector of input channels by the three taps of a row in the register block,
 // took at least 1.3 times as long for 24 or 48 input channels and 1.5 to 1.7 times for 96 or 192, though they ran as
-// fast as a large matrix product. PyTorch's library takes 1.2 to 1.5 times as long as those on contiguous maps, to which
-// these would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 the library has not been found slow
-// and is used.
+// fast as a large matrix product. PyTorch's library takes 1.2 to 1.5 times as long as those on contiguous maps, to
+// which these would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 the library has not been found
+// slow and is used.
 
 // Vectors of output channels of a panel.
 constexpr int kGradientVectors = EVKERNELS_LANES == 16 ? 4 : 2;
