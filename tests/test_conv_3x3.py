@@ -206,6 +206,9 @@ class TestActivatedConvolution3x3:
         assert not is_one_op(x, weight.clone().requires_grad_())
         with torch.no_grad():
             assert is_one_op(x, weight.clone().requires_grad_())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = activated_convolution_3x3(x, weight, bias, "relu")
+        assert y.dtype == torch.bfloat16
 
     def test_of_plain_modules_alone(self):
         conv, x = torch.nn.Conv2d(16, 16, 3, padding=1), tensor(1, 16, 20, 17, layout="channels_last")

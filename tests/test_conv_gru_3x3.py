@@ -143,6 +143,15 @@ class TestConvGRU3x3(DifferentiableOpContract):
         assert result.dtype == torch.float32
         assert_matches(result, self.eager(*widened(arguments)), self.eager(*arguments))
 
+    @pytest.mark.parametrize("inputs", [6, 16])
+    def test_gradients_of_a_wide_state(self, backend, inputs):
+        """Their dtypes meet where the gradients of the state are added up."""
+        arguments = list(sample(3, 2, inputs, 20, 5, 7, dtype=torch.bfloat16))
+        arguments[1] = arguments[1].float()
+        found = gradients(self.op, to_device(arguments, backend.device))
+        exact, eager = gradients(self.eager, widened(arguments)), gradients(self.eager, arguments)
+        assert_matches(found, exact, eager, times=4)
+
     @pytest.mark.parametrize("kept", [[0], [1], [2], [3], [4], [5], [6], [7], [6, 7]])
     def test_gradients_of_some_arguments(self, backend, kept):
         arguments = sample(2, 2, 3, 4, 2, 3, resets=True, dtype=torch.float64)
