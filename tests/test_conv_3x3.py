@@ -8,7 +8,7 @@ from contract import weighted_sum
 from evkernels import nn
 from evkernels.models import FireNet
 from evkernels.nn.compat.visioncore import ConvGRU, ConvGRUModulator
-from evkernels.nn.convolution import activated, convolved
+from evkernels.nn.convolution import activated_convolution, convolved
 from evkernels.ops import library
 from evkernels.ops.conv_3x3 import PackedConvolution, activated_convolution_3x3, convolution_3x3
 from evkernels.reference.depthwise_conv2d import ACTIVATIONS
@@ -142,9 +142,7 @@ class TestConvolution3x3:
 
 
 class TestActivatedConvolution3x3:
-    """The op is called with `grad_enabled` false; its loops take whole vectors of channels in channels_last as they are
-    and copy all else.
-    """
+    """Its loops take whole vectors of channels in channels_last as they are and copy all else."""
 
     @pytest.mark.parametrize("activation", list(ACTIVATIONS))
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -174,7 +172,7 @@ class TestActivatedConvolution3x3:
                 assert_matches(found, exact, eager(*given), times=4)
 
     @pytest.mark.parametrize("channels", [8, 16])
-    def test_reads_and_writes_nothing_beyond_its_maps(self, channels):
+    def test_reads_nothing_beyond_its_maps(self, channels):
         around = torch.full((5, 7, 6, channels), torch.nan)
         around[1:-1] = tensor(3, 7, 6, channels)
         x = around[1:-1].permute(0, 3, 1, 2)
@@ -214,11 +212,11 @@ class TestActivatedConvolution3x3:
         conv, x = torch.nn.Conv2d(16, 16, 3, padding=1), tensor(1, 16, 20, 17, layout="channels_last")
         with torch.no_grad():
             expected = F.relu(conv(x) + x)
-            torch.testing.assert_close(activated(conv, x, "relu", x), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(activated_convolution(conv, x, "relu", x), expected, rtol=1e-4, atol=1e-4)
             wide = torch.nn.Conv2d(16, 16, 5, padding=2)
-            torch.testing.assert_close(activated(wide, x, "silu"), F.silu(wide(x)))
+            torch.testing.assert_close(activated_convolution(wide, x, "silu"), F.silu(wide(x)))
             conv.register_forward_hook(lambda *_: torch.zeros_like(x))
-            assert activated(conv, x, "relu", x).equal(x.relu())
+            assert activated_convolution(conv, x, "relu", x).equal(x.relu())
 
     def test_switched_off(self):
         model, grid = FireNet(5, 16).eval(), tensor(1, 5, 20, 18)
@@ -234,14 +232,14 @@ class TestActivatedConvolution3x3:
         x, weight = tensor(1, 4, 5, 6, layout="channels_last"), tensor(8, 4, 3, 3, seed=1)
         bias, residual = tensor(8, seed=2), tensor(1, 8, 5, 6, layout="channels_last", seed=3)
         torch.library.opcheck(op.default, (x, weight, bias, residual, "silu"))
-        for wrong in (
-            (x[:, :3], weight, bias, residual, "none"),
-            (x, weight, bias[:7], residual, "none"),
-            (x, weight, bias, residual[:, :, :4], "none"),
-            (x, weight, bias.double(), residual, "none"),
-            (x, weight, bias, residual, "swish"),
+        for message, *wrong in (
+            ("x must be .* of its dtype", x[:, :3], weight, bias, residual, "none"),
+            ("bias must be", x, weight, bias[:7], residual, "none"),
+            ("residual must be", x, weight, bias, residual[:, :, :4], "none"),
+            ("bias must be", x, weight, bias.double(), residual, "none"),
+            ("activation must be .* got swish", x, weight, bias, residual, "swish"),
         ):
-            with pytest.raises(RuntimeError):
+            with pytest.raises(RuntimeError, match=message):
                 op(*wrong)
         with pytest.raises(RuntimeError, match="cannot be differentiated"):
             op(x.requires_grad_(), weight, bias, residual, "none").sum().backward()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evkernels.nn import ConvLSTMCell
-from evkernels.nn.convolution import activated, convolved
+from evkernels.nn.convolution import activated_convolution, convolved
 
 
 class ConvLayer(nn.Module):
@@ -59,7 +59,7 @@ class ConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_layer is None:
-            return activated(self.conv2d, x, self.activation or "none", winograd=self.winograd)
+            return activated_convolution(self.conv2d, x, self.activation or "none", winograd=self.winograd)
         return self._activated(convolved(self.conv2d, x))
 
     def _activated(self, x: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bn1 is None:
-            y = activated(self.conv1, x, "relu", winograd=self.winograd)
-            return activated(self.conv2, y, "relu", x, self.winograd)
+            y = activated_convolution(self.conv1, x, "relu", winograd=self.winograd)
+            return activated_convolution(self.conv2, y, "relu", x, self.winograd)
         y = convolved(self.conv2, F.relu(self.bn1(convolved(self.conv1, x)), inplace=True))
         return F.relu(self.bn2(y) + x, inplace=True)
 

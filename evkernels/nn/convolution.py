@@ -13,7 +13,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
     return convolution_3x3(x, conv.weight, conv.bias) if _keeps_size(conv) else conv(x)
 
 
-def activated(
+def activated_convolution(
     conv: nn.Module, x: Tensor, activation: str, residual: Tensor | None = None, winograd: bool = True
 ) -> Tensor:
     """activation(conv(x) + residual), of which such a convolution is `activated_convolution_3x3` with `winograd`."""
