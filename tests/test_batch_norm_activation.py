@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from contract import DifferentiableOpContract
 from test_separable_conv2d import ACTIVATIONS
 from test_separable_norm_conv2d import LiveNormContract, library_norm
@@ -10,14 +11,16 @@ from evkernels import ops
 from evkernels.testing import tensor
 
 
-def eager(x, weight, bias, activation, eps, norm=library_norm):
-    return ACTIVATIONS[activation](norm(x, 0, weight, bias, eps))
+def eager(x, weight, bias, projection, activation, eps, norm=library_norm):
+    y = ACTIVATIONS[activation](norm(x, 0, weight, bias, eps))
+    return y if projection is None else F.conv2d(y, projection.view(1, -1, 1, 1))
 
 
-def sample(*size, activation="gelu", eps=1e-3, dtype=torch.float32, layout="contiguous"):
+def sample(*size, activation="gelu", eps=1e-3, projected=False, dtype=torch.float32, layout="contiguous"):
     channels = size[1]
     x = tensor(*size, dtype=dtype, layout=layout, seed=1)
-    return x, 1 + tensor(channels, dtype=dtype, seed=2) / 4, tensor(channels, dtype=dtype, seed=3) / 4, activation, eps
+    weight, bias, projection = (tensor(channels, dtype=dtype, seed=seed) for seed in (2, 3, 4))
+    return x, 1 + weight / 4, bias / 4, projection if projected else None, activation, eps
 
 
 class TestBatchNormActivation(LiveNormContract, DifferentiableOpContract):
@@ -39,12 +42,15 @@ class TestBatchNormActivation(LiveNormContract, DifferentiableOpContract):
             sample(2, 3, 2, 4, activation="silu", **options),
             sample(2, 8, 3, 5, **options),
             sample(3, 17, 3, 3, activation="relu", **options),
+            sample(2, 3, 3, 5, projected=True, **options),
+            sample(2, 8, 3, 5, activation="silu", projected=True, **options),
             # Several tasks, the last one not whole.
             *[sample(2, 8, 37, 130, **options), sample(1, 33, 40, 50, activation="sigmoid", **options)] * large,
+            *[sample(2, 33, 37, 130, projected=True, **options)] * large,
         ]
 
     def tiny(self):
-        return sample(2, 2, 2, 3, dtype=torch.float64)
+        return sample(2, 2, 2, 3, projected=True, dtype=torch.float64)
 
     def test_empty(self, backend):
         _, *rest = sample(1, 3, 4, 5)
@@ -77,7 +83,8 @@ class TestBatchNormActivation(LiveNormContract, DifferentiableOpContract):
             ({0: torch.zeros(1, 3, 1, 1)}, r"a norm must see more than one value of a channel, got \(1, 3, 1, 1\)"),
             ({1: torch.zeros(4)}, r"weight must be \[C\] = \(3,\), got \(4,\)"),
             ({2: torch.zeros(3, 1)}, r"bias must be \[C\] = \(3,\), got \(3, 1\)"),
-            ({3: "tanh"}, "activation must be one of .*'tanh'"),
+            ({3: torch.zeros(1, 3, 1, 1)}, r"projection must be \[C\] = \(3,\), got \(1, 3, 1, 1\)"),
+            ({4: "tanh"}, "activation must be one of .*'tanh'"),
         ],
     )
     def test_rejects(self, change, message):

@@ -1,9 +1,10 @@
-// Batch norm with live statistics and activation on the CPU: tensors to pointers, threads, registration. The loops are
-// in loops.inl and take channels_last; other layouts are copied.
+// Batch norm with live statistics, activation and projection on the CPU: tensors to pointers, threads, registration.
+// The loops are in loops.inl and take channels_last; other layouts are copied.
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "common/activation_host.h"
@@ -19,15 +20,18 @@ namespace evkernels {
 namespace {
 
 // The arguments that both directions take. All pixels of the batch are one map; of few channels as many pixels count as
-// one as fill a vector, and the norm as one of `folds` times the channels.
+// one as fill a vector, and the norm as one of `folds` times the channels; not so before a projection.
 struct Call {
   Tensor x, weight, bias;
+  std::optional<Tensor> projection;
   MemoryFormat layout;
   int64_t channels, pixels, folds = 1;
   SeparableShape shape;
   Norm norm;
 
-  Call(Tensor x_, Tensor weight_, Tensor bias_, const std::string& activation, double eps) : x(x_) {
+  Call(Tensor x_, Tensor weight_, Tensor bias_, std::optional<Tensor> projection_, const std::string& activation,
+       double eps)
+      : x(x_) {
     STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [N, C, H, W] and not empty");
     layout = common_layout(x);
     x = in_layout(x, MemoryFormat::ChannelsLast);
@@ -35,12 +39,13 @@ struct Call {
     pixels = x.numel() / channels;
     const auto vector = [&](const Tensor& t) {
       STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == channels && t.scalar_type() == x.scalar_type(),
-                      "weight and bias must be [C] in the dtype of x");
+                      "weight, bias and projection must be [C] in the dtype of x");
       return in_layout(t, MemoryFormat::Contiguous);
     };
     weight = vector(weight_);
     bias = vector(bias_);
-    while (2 * folds * channels <= 16 && pixels % (2 * folds) == 0) folds *= 2;
+    if (projection_.has_value()) projection = vector(*projection_);
+    while (!projection.has_value() && 2 * folds * channels <= 16 && pixels % (2 * folds) == 0) folds *= 2;
     shape = {};
     shape.batch = 1;
     shape.channels = shape.outputs = folds * channels;
@@ -60,6 +65,18 @@ struct Call {
     std::vector<T> result;
     for (int64_t fold = 0; fold < folds; ++fold) result.insert(result.end(), vector, vector + channels);
     return result;
+  }
+  Tensor empty_output() const {
+    if (projection.has_value()) return empty({x.size(0), 1, x.size(2), x.size(3)}, x.scalar_type());
+    return empty_in_layout(x, x.scalar_type(), MemoryFormat::ChannelsLast);
+  }
+  // The projection's weights as the loops read them, padded to vectors; empty without one.
+  template <class R, class T>
+  std::vector<R> projection_row() const {
+    if (!projection.has_value()) return {};
+    std::vector<R> row(Rows<R>(1, channels).pitch);
+    for (int64_t c = 0; c < channels; ++c) row[c] = to_float(data<T>(*projection)[c]);
+    return row;
   }
   // Calls f(begin, end) for shares of all units.
   template <class F>
@@ -81,12 +98,12 @@ Affine<R> affine(const Rows<R>& rows) {
   return {rows.values[0].data(), rows.values[1].data(), rows.pitch};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_activation(Tensor x, Tensor weight, Tensor bias, std::string activation,
-                                                 double eps) {
-  const Call call(x, weight, bias, activation, eps);
+std::tuple<Tensor, Tensor> batch_norm_activation(Tensor x, Tensor weight, Tensor bias, std::optional<Tensor> projection,
+                                                 std::string activation, double eps) {
+  const Call call(x, weight, bias, projection, activation, eps);
   const SeparableShape& s = call.shape;
   const ScalarType statistics_type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor y = empty_in_layout(call.x, x.scalar_type(), MemoryFormat::ChannelsLast);
+  Tensor y = call.empty_output();
   Tensor statistics = call.empty({2, call.channels}, statistics_type);
   dispatch_floating("batch_norm_activation", x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
@@ -112,25 +129,39 @@ std::tuple<Tensor, Tensor> batch_norm_activation(Tensor x, Tensor weight, Tensor
     }
     const Rows<R> norm =
         affine_rows<R>(call, values, call.folded(data<T>(call.weight)), call.folded(data<T>(call.bias)));
+    const std::vector<R> weights = call.projection_row<R, T>();
     const T* const nothing = nullptr;
     call.for_units([&](int64_t begin, int64_t end) {
+      if (projection.has_value()) {
+        EVKERNELS_CALL(batch_norm_projection, from, affine(norm), weights.data(), mutable_data<T>(y), s, begin, end);
+        return;
+      }
       EVKERNELS_CALL(norm_outputs, from, affine(norm), nothing, mutable_data<T>(y), s, begin, end);
     });
   });
-  return {in_layout(y, call.layout), statistics};
+  return {projection.has_value() ? y : in_layout(y, call.layout), statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_activation_backward(Tensor grad_output, Tensor x, Tensor weight,
-                                                                  Tensor bias, Tensor statistics,
-                                                                  std::string activation, double eps) {
-  const Call call(x, weight, bias, activation, eps);
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_activation_backward(Tensor grad_output, Tensor x, Tensor weight,
+                                                                          Tensor bias, std::optional<Tensor> projection,
+                                                                          Tensor statistics, std::string activation,
+                                                                          double eps) {
+  const Call call(x, weight, bias, projection, activation, eps);
   const SeparableShape& s = call.shape;
   const ScalarType dtype = x.scalar_type();
-  bring_gradient("grad_output", grad_output, x, dtype, MemoryFormat::ChannelsLast);
+  const bool projected = projection.has_value();
+  if (projected) {
+    STD_TORCH_CHECK(grad_output.numel() == call.pixels && grad_output.scalar_type() == dtype,
+                    "grad_output must have the size of the output and the dtype of x");
+    grad_output = in_layout(grad_output, MemoryFormat::Contiguous);
+  } else {
+    bring_gradient("grad_output", grad_output, x, dtype, MemoryFormat::ChannelsLast);
+  }
   STD_TORCH_CHECK(statistics.numel() == 2 * call.channels && statistics.is_contiguous(),
                   "statistics must be [2, C] as the forward returns them");
   Tensor d_x = empty_in_layout(call.x, dtype, MemoryFormat::ChannelsLast);
   Tensor d_weight = call.empty({call.channels}, dtype), d_bias = call.empty({call.channels}, dtype);
+  Tensor d_projection = call.empty({projected ? call.channels : 0}, dtype);
   dispatch_floating("batch_norm_activation_backward", dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
@@ -141,17 +172,26 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_activation_backward(Tensor grad_ou
     const std::vector<T> weights = call.folded(data<T>(call.weight)), none;
     const Rows<R> norm = affine_rows<R>(call, values, weights, call.folded(data<T>(call.bias)));
     const Rows<R> normal = affine_rows<R>(call, values, none, none);
-    std::vector<double> sums(call.units() * 2 * s.outputs), totals(2 * s.outputs);
+    const std::vector<R> row = call.projection_row<R, T>();
+    const int64_t size = (projected ? 3 : 2) * s.outputs;
+    std::vector<double> sums(call.units() * size), totals(size);
     call.for_units([&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(norm_output_sums, from, d_y, affine(norm), affine(normal), sums.data(), s, begin, end);
+      if (projected) {
+        EVKERNELS_CALL(norm_output_sums<true>, from, d_y, row.data(), affine(norm), affine(normal), sums.data(), s,
+                       begin, end);
+      } else {
+        EVKERNELS_CALL(norm_output_sums<false>, from, d_y, nullptr, affine(norm), affine(normal), sums.data(), s, begin,
+                       end);
+      }
     });
-    for (int64_t k = 0; k < 2 * s.outputs; ++k) {
+    for (int64_t k = 0; k < size; ++k) {
       // Every fold of a channel has the sums over all of them.
       const int64_t first = k / s.outputs * s.outputs + k % call.channels;
       for (int64_t unit = 0; unit < call.units(); ++unit)
-        for (int64_t fold = 0; fold < call.folds; ++fold)
-          totals[k] += sums[unit * 2 * s.outputs + first + fold * call.channels];
+        for (int64_t fold = 0; fold < call.folds; ++fold) totals[k] += sums[unit * size + first + fold * call.channels];
     }
+    for (int64_t c = 0; projected && c < call.channels; ++c)
+      mutable_data<T>(d_projection)[c] = from_float<T>(static_cast<R>(totals[2 * s.outputs + c]));
     std::vector<T> d_weights(s.outputs), d_biases(s.outputs);
     const Rows<R> rows = gradient_of_norm<R>(call.norm, values.data(), values.data() + s.outputs, weights.data(),
                                              totals.data(), 1, call.pixels, false, d_weights.data(), d_biases.data());
@@ -160,10 +200,16 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_activation_backward(Tensor grad_ou
     const NormGradient<R> gradient = {rows.values[0].data(), rows.values[1].data(), rows.values[2].data(),
                                       rows.values[3].data(), rows.pitch};
     call.for_units([&](int64_t begin, int64_t end) {
-      EVKERNELS_CALL(batch_norm_input_gradient, from, d_y, affine(norm), gradient, mutable_data<T>(d_x), s, begin, end);
+      if (projected) {
+        EVKERNELS_CALL(batch_norm_input_gradient<true>, from, d_y, row.data(), affine(norm), gradient,
+                       mutable_data<T>(d_x), s, begin, end);
+      } else {
+        EVKERNELS_CALL(batch_norm_input_gradient<false>, from, d_y, nullptr, affine(norm), gradient,
+                       mutable_data<T>(d_x), s, begin, end);
+      }
     });
   });
-  return {in_layout(d_x, call.layout), d_weight, d_bias};
+  return {in_layout(d_x, call.layout), d_weight, d_bias, d_projection};
 }
 
 }  // namespace

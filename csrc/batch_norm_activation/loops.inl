@@ -1,5 +1,6 @@
 // Loops of batch_norm_activation over channels_last pixels, compiled once per instruction set: moments, outputs, sums
-// of the gradient and gradient, a pass over memory each. What is not written here is separable_norm_conv2d's.
+// of the gradient and gradient, a pass over memory each. What is not written here is separable_norm_conv2d's. A
+// projection to one map is added up in the outputs' pass: what it projects is never in memory.
 //
 // Sums are formed per tile in float, relative to the first pixel of their unit where they are moments, and added up in
 // double in an order that the shape alone sets. PyTorch's own norm in channels_last adds up a thread's pixels in one
@@ -41,11 +42,41 @@ static void batch_norm_moments(const T* x, double* sums, const SeparableShape& s
   }
 }
 
-// The gradient of x; for the prefetches see norm_output_sums.
+// y[pixel] = sum of activation(norm(x)) times the weights over the channels.
 template <class T>
-static void batch_norm_input_gradient(const T* x, const T* d_y, const Affine<Compute<T>>& n,
-                                      const NormGradient<Compute<T>>& g, T* d_x, const SeparableShape& s, int64_t begin,
-                                      int64_t end) {
+static void batch_norm_projection(const T* x, const Affine<Compute<T>>& n, const Compute<T>* weights, T* y,
+                                  const SeparableShape& s, int64_t begin, int64_t end) {
+  using R = Compute<T>;
+  using V = typename Arithmetic<T>::Type;
+  const int64_t O = s.outputs;
+  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+        V totals[kPixelsBackward] = {};
+        for_vectors<V, R>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+          const V scale = load(n.scale + c), shift = load(n.shift + c), weight = load(weights + c);
+          for (int64_t m = 0; m < count; ++m) {
+            const T* const at = x + (first + m) * O + c;
+            __builtin_prefetch(at + kPixelsBackward * O);
+            totals[m] += activate<decltype(kind)::value>(V(load_some(at, lanes) * scale + shift)) * weight;
+          }
+        });
+        for (int64_t m = 0; m < count; ++m) {
+          R lanes[Arithmetic<T>::kLanes], sum = 0;
+          store(lanes, totals[m]);
+          for (const R lane : lanes) sum += lane;
+          y[first + m] = from_float<T>(sum);
+        }
+      });
+    }
+  });
+}
+
+// The gradient of x.
+template <bool projected, class T>
+static void batch_norm_input_gradient(const T* x, const T* d_y, const Compute<T>* projection,
+                                      const Affine<Compute<T>>& n, const NormGradient<Compute<T>>& g, T* d_x,
+                                      const SeparableShape& s, int64_t begin, int64_t end) {
   using V = typename Arithmetic<T>::Type;
   const int64_t O = s.outputs;
   with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
@@ -54,14 +85,14 @@ static void batch_norm_input_gradient(const T* x, const T* d_y, const Affine<Com
         for_vectors<V, Compute<T>>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
           const V scale = load(n.scale + c), shift = load(n.shift + c);
           const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
-          for (int64_t m = first * O + c; m < (first + count) * O; m += O) {
-            const V v = load_some(x + m, lanes);
-            __builtin_prefetch(x + m + kPixelsBackward * O);
-            __builtin_prefetch(d_y + m + kPixelsBackward * O);
-            __builtin_prefetch(d_x + m + kPixelsBackward * O, 1);
-            const V after =
-                activation_gradient<decltype(kind)::value>(V(v * scale + shift), (V)load_some(d_y + m, lanes));
-            store_some(d_x + m, V(after * k1 + ((v - mean) * k2 + k3)), lanes);
+          const auto gradient = output_gradient<projected>(d_y, projection, O, c, lanes);
+          for (int64_t pixel = first; pixel < first + count; ++pixel) {
+            const int64_t at = pixel * O + c, ahead = at + kPixelsBackward * O;
+            __builtin_prefetch(x + ahead);
+            __builtin_prefetch(d_x + ahead, 1);
+            const V v = load_some(x + at, lanes);
+            const V after = activation_gradient<decltype(kind)::value>(V(v * scale + shift), gradient(pixel));
+            store_some(d_x + at, V(after * k1 + ((v - mean) * k2 + k3)), lanes);
           }
         });
       });

@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     std::optional<Tensor> depthwise_bias, std::optional<Tensor> pointwise_bias, Tensor norm_weight, Tensor norm_bias,
     Tensor output_norm_weight, Tensor output_norm_bias, Tensor pre, Tensor statistics, Tensor output_statistics,
     int64_t stride, int64_t padding, std::string activation, std::string output_activation, int64_t groups,
-    int64_t output_groups, double eps, double output_eps) {
+    int64_t output_groups, double eps, double output_eps, bool need_x) {
   const Call call(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, norm_weight, norm_bias,
                   output_norm_weight, output_norm_bias, stride, padding, activation, output_activation, groups,
                   output_groups, eps, output_eps);
@@ -205,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
         affine_of<R>(call.output_norm, output_mean, output_variance, output_weight, data<T>(call.output_norm_bias));
     const Rows<R> output_normal = affine_of<R>(call.output_norm, output_mean, output_variance, nothing, nothing);
     call.for_units<T>([&](int64_t begin, int64_t end, R*) {
-      EVKERNELS_CALL(norm_output_sums, data<T>(pre), data<T>(grad_output), affine(output_norm), affine(output_normal),
-                     sums.data(), s, begin, end);
+      EVKERNELS_CALL(norm_output_sums<false>, data<T>(pre), data<T>(grad_output), nullptr, affine(output_norm),
+                     affine(output_normal), sums.data(), s, begin, end);
     });
     const Rows<R> output_gradient = gradient_of_norm<R>(
         call.output_norm, output_mean, output_variance, output_weight, sums.data(), call.units(), call.pixels(), false,
@@ -253,12 +253,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   // rounding.
   const bool bias_acts = call.depthwise_bias.has_value() && groups;
   auto [d_x, d_depthwise, d_depthwise_bias] = depthwise_conv2d_backward_cpu(
-      d_inner, call.x, call.depthwise_weight, call.depthwise_bias, stride, padding, "none", 1, true, true, bias_acts);
+      d_inner, call.x, call.depthwise_weight, call.depthwise_bias, stride, padding, "none", 1, need_x, true, bias_acts);
   if (call.depthwise_bias.has_value() && !bias_acts) {
     d_depthwise_bias = call.empty({s.channels}, dtype);
     torch::stable::zero_(d_depthwise_bias);
   }
-  return {in_layout(d_x, call.layout),
+  return {need_x ? in_layout(d_x, call.layout) : d_x,
           d_depthwise,
           d_pointwise,
           d_depthwise_bias,

@@ -2,8 +2,8 @@
 
 Maps are best channels_last, in which the library's convolutions of few channels take half the time. In evaluation the
 norms go into the convolutions' weights, and 3x3 convolution and GELU are one op where that is faster. In training norm
-and GELU are one op: the library's batch norm sums channels_last maps so that gradients have three times the rounding
-error.
+and GELU are one op, in the head with the projection to one map, too: the library's batch norm sums channels_last maps
+so that gradients have three times the rounding error.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evkernels.nn.separable import activated, folded, has_live_statistics
+from evkernels.nn.separable import activated, folded, has_live_statistics, projected
 from evkernels.ops.conv_3x3 import activated_convolution_3x3, activated_in_place, convolution_3x3
 
 
@@ -87,16 +87,18 @@ class Head(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, _, pointwise, _ = self
-        x = _conv_norm_gelu(x, conv, norm, self.winograd)
-        y = x.permute(0, 2, 3, 1).flatten(0, 2) @ pointwise.weight.flatten()
-        return (y + pointwise.bias.to(y.dtype)).sigmoid().view(len(x), 1, *x.shape[2:])
+        y = _conv_norm_gelu(x, conv, norm, self.winograd, pointwise.weight.flatten())
+        return (y + pointwise.bias.to(y.dtype)).sigmoid()
 
 
-def _conv_norm_gelu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, winograd: bool) -> Tensor:
+def _conv_norm_gelu(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, winograd: bool, projection: Tensor | None = None
+) -> Tensor:
     if has_live_statistics(norm):
         weight = conv.weight.contiguous(memory_format=torch.channels_last)
-        return activated(convolution_3x3(x, weight, conv.bias, winograd), norm, "gelu")
-    return activated_convolution_3x3(x, *folded(conv, norm), "gelu", winograd=winograd)
+        return activated(convolution_3x3(x, weight, conv.bias, winograd), norm, "gelu", projection)
+    y = activated_convolution_3x3(x, *folded(conv, norm), "gelu", winograd=winograd)
+    return y if projection is None else projected(y, projection)
 
 
 def _spread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -9,9 +9,15 @@ from evkernels.ops.depthwise_conv2d import check_activation, check_beside
 
 
 def batch_norm_activation(
-    x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none", eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    projection: Tensor | None = None,
+    activation: str = "none",
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm with the statistics of its input and an activation, in two passes over memory each way.
+    """Batch norm with the statistics of its input, an activation and a projection to one map, in two passes over memory
+    each way.
 
     Equivalent to::
 
@@ -19,16 +25,20 @@ def batch_norm_activation(
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         statistics = torch.stack([mean, variance])
 
+    and, with a projection, `y = F.conv2d(y, projection.view(1, -1, 1, 1))`.
+
     Args:
-        x: Input [N, C, H, W], not empty. float32, bfloat16, float16 or float64; weight and bias have its dtype and
+        x: Input [N, C, H, W], not empty. float32, bfloat16, float16 or float64; all other tensors have its dtype and
             device.
         weight: [C].
         bias: [C].
+        projection: Weights [C] of the channels in a sum over them, or None.
         activation: "none", "relu", "silu", "gelu" (exact, with erf), "gelu_tanh" or "sigmoid".
         eps: Added to the variances.
 
     Returns:
-        y: of the shape and dtype of `x`, channels_last where `x` is. Never aliases an input.
+        y: of the shape and dtype of `x`, channels_last where `x` is; of a projection [N, 1, H, W], contiguous. Never
+            aliases an input.
         statistics: Mean and biased variance [2, C], float32 (float64 for float64), without gradient.
 
     Raises:
@@ -44,25 +54,28 @@ def batch_norm_activation(
     checks.check_tensor("x", x)
     if x.dim() != 4 or x.numel() == 0:
         raise ValueError(f"x must be [N, C, H, W] and not empty, got {tuple(x.shape)}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        check_beside(name, value, x)
-        checks.check_shape(name, value, (x.shape[1],), "[C]")
+    for name, value in (("weight", weight), ("bias", bias), ("projection", projection)):
+        if value is not None or name != "projection":
+            check_beside(name, value, x)
+            checks.check_shape(name, value, (x.shape[1],), "[C]")
     check_activation("activation", activation)
     if x.shape[0] * x.shape[2] * x.shape[3] < 2:
         raise ValueError(f"a norm must see more than one value of a channel, got {tuple(x.shape)}")
     function = reference.batch_norm_activation if registration.needs_reference() else _forward
-    y, statistics = function(x, weight, bias, activation, eps)
+    y, statistics = function(x, weight, bias, projection, activation, eps)
     return y, statistics.detach()
 
 
-def _fake(x, weight, bias, activation, eps):
+def _fake(x, weight, bias, projection, activation, eps):
     statistics = x.new_empty((2, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
+    if projection is not None:
+        return x.new_empty((x.shape[0], 1, *x.shape[2:])), statistics
     return torch.empty_like(x, memory_format=registration.common_layout(x)), statistics
 
 
-def _fake_backward(grad_output, x, weight, bias, statistics, activation, eps):
+def _fake_backward(grad_output, x, weight, bias, projection, statistics, activation, eps):
     d_x = torch.empty_like(x, memory_format=registration.common_layout(x))
-    return d_x, x.new_empty(weight.shape), x.new_empty(bias.shape)
+    return d_x, *(x.new_empty(0 if value is None else value.shape) for value in (weight, bias, projection))
 
 
 def _setup_context(ctx, inputs, output):
@@ -73,7 +86,7 @@ def _setup_context(ctx, inputs, output):
 
 def _gradient(ctx, grad_output, _):
     if grad_output is None:
-        return (None,) * 5
+        return (None,) * 6
     *tensors, statistics = ctx.saved_tensors
     backward = _backward
     if torch.is_grad_enabled():
@@ -81,7 +94,7 @@ def _gradient(ctx, grad_output, _):
         backward = reference.batch_norm_activation_backward
         _, statistics = reference.batch_norm_activation(*tensors, ctx.activation, ctx.eps)
     gradients = backward(grad_output, *tensors, statistics, ctx.activation, ctx.eps)
-    return *(d if need else None for d, need in zip(gradients, ctx.needs_input_grad[:3], strict=True)), None, None
+    return *(d if need else None for d, need in zip(gradients, ctx.needs_input_grad[:4], strict=True)), None, None
 
 
 def _reference(x, *others):
@@ -94,7 +107,7 @@ def _reference_backward(grad_output, x, *others):
     return d_x.contiguous(memory_format=registration.common_layout(x)), *parameters
 
 
-_ARGUMENTS = "Tensor x, Tensor weight, Tensor bias"
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, Tensor? projection"
 _forward = registration.define(
     f"batch_norm_activation({_ARGUMENTS}, str activation, float eps) -> (Tensor, Tensor)",
     reference=_reference,
@@ -102,7 +115,7 @@ _forward = registration.define(
 )
 _backward = registration.define(
     f"batch_norm_activation_backward(Tensor grad_output, {_ARGUMENTS}, Tensor statistics, str activation, float eps) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=_reference_backward,
     fake=_fake_backward,
 )

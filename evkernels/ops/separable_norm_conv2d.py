@@ -145,9 +145,9 @@ def _fake(
 
 
 def _fake_backward(grad_output, x, *rest):
-    parameters = rest[:8]
+    *parameters, need_x = *rest[:8], rest[-1]
     return (
-        torch.empty_like(x, memory_format=registration.common_layout(x)),
+        torch.empty_like(x, memory_format=registration.common_layout(x)) if need_x else x.new_empty(0),
         *(x.new_empty(0 if value is None else value.shape) for value in parameters),
     )
 
@@ -161,8 +161,9 @@ def _reference(*arguments):
 
 def _reference_backward(*arguments):
     d_x, *others = reference.separable_norm_conv2d_backward(*arguments)
-    layout = registration.common_layout(arguments[1])
-    return d_x.contiguous(memory_format=layout), *(value.contiguous() for value in others)
+    x, need_x = arguments[1], arguments[-1]
+    d_x = d_x.contiguous(memory_format=registration.common_layout(x)) if need_x else d_x
+    return d_x, *(value.contiguous() for value in others)
 
 
 def _setup_context(ctx, inputs, output):
@@ -176,16 +177,15 @@ def _setup_context(ctx, inputs, output):
 def _gradient(ctx, grad_output, *_):
     if grad_output is None:
         return (None,) * 18
-    tensors = ctx.saved_tensors
+    tensors, options, need_x = ctx.saved_tensors, ctx.options, ctx.needs_input_grad[0]
     if torch.is_grad_enabled():
         # With create_graph the gradient must itself be differentiable, through what the forward kept too.
-        options = ctx.options
         _, pre, statistics, output_statistics = reference.separable_norm_conv2d_kernel(*tensors[:9], None, *options)
         gradients = reference.separable_norm_conv2d_backward(
-            grad_output, *tensors[:9], pre, statistics, output_statistics, *options
+            grad_output, *tensors[:9], pre, statistics, output_statistics, *options, need_x
         )
     else:
-        gradients = _backward(grad_output, *tensors, *ctx.options)
+        gradients = _backward(grad_output, *tensors, *options, need_x)
     wanted = [d if ctx.needs_input_grad[k] else None for k, d in enumerate(gradients)]
     return *wanted, grad_output if ctx.has_residual else None, *(None,) * 8
 
@@ -205,7 +205,7 @@ _forward = registration.define(
 )
 _backward = registration.define(
     f"separable_norm_conv2d_backward(Tensor grad_output, {_PARAMETERS}, Tensor pre, Tensor statistics, "
-    f"Tensor output_statistics, {_OPTIONS}) -> ({', '.join(['Tensor'] * 9)})",
+    f"Tensor output_statistics, {_OPTIONS}, bool need_x) -> ({', '.join(['Tensor'] * 9)})",
     reference=_reference_backward,
     fake=_fake_backward,
 )

@@ -94,8 +94,11 @@ def separable_norm_conv2d_backward(
     output_groups: int,
     eps: float,
     output_eps: float,
+    need_x: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, both weights, both biases (empty where there is none) and the norms' weights and biases."""
+    """Gradients of x (empty unless needed), both weights, both biases (empty where there is none) and the norms'
+    weights and biases.
+    """
     x_wide, depthwise, pointwise, depthwise_bias_wide, _, weight, bias, output_weight, output_bias = _widened(
         x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, norm_weight, norm_bias,
         output_norm_weight, output_norm_bias,
@@ -116,7 +119,7 @@ def separable_norm_conv2d_backward(
     d_d = _norm_gradient(d_inner, normal, weight, statistics, groups, eps)
     d_x, d_depthwise, d_depthwise_bias = torch.ops.aten.convolution_backward(
         d_d, x_wide, depthwise, [depthwise.shape[0]], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
-        depthwise.shape[0], [True, True, True],
+        depthwise.shape[0], [need_x, True, True],
     )  # fmt: skip
     # Before a batch norm a bias changes nothing.
     d_depthwise_bias, d_pointwise_bias = (
@@ -128,7 +131,7 @@ def separable_norm_conv2d_backward(
         d_x, d_depthwise, d_pointwise, d_depthwise_bias, d_pointwise_bias, (d_inner * normal).sum(pixels),
         d_inner.sum(pixels), (d_outer * output_normal).sum(pixels), d_outer.sum(pixels),
     )  # fmt: skip
-    absent = (3,) * (depthwise_bias is None) + (4,) * (pointwise_bias is None)
+    absent = (0,) * (not need_x) + (3,) * (depthwise_bias is None) + (4,) * (pointwise_bias is None)
     return tuple(x.new_empty(0) if k in absent else d.to(x.dtype) for k, d in enumerate(gradients))
 
 
