@@ -49,6 +49,8 @@ WITHOUT = {
     "residual_mlp": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Norms of a batch are sums over all of it: on GPUs the reference, made of PyTorch's own operators, serves.
     "batch_norm_activation": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
+    # Means and pointwise work: on GPUs the reference serves.
+    "channel_attention": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Pointwise work on small planes: on GPUs the reference serves.
     "blur_soft_pool2d": {"csrc/{}/cuda.cu", "csrc/{}/kernels.cuh", "triton_kernels/{}.py"},
     # Pointwise work behind a short sum, in GPUs' favourite layout or not: the reference serves, compiled.

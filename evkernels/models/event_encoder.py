@@ -58,9 +58,11 @@ class EventEncoder(nn.Module):
         maps = []
         for (block, attention), memory in zip_longest(self.stages(), into):
             x = block(x)
-            scale = attention.scale(x)
-            # Without gradients in memory that is there: nobody else has the block's result.
-            x = x * scale if x.requires_grad else torch.mul(x, scale, out=x if memory is None else memory)
+            if x.requires_grad:
+                x = attention(x)
+            else:
+                # In memory that is there: nobody else has the block's result.
+                x = torch.mul(x, attention.scale(x), out=x if memory is None else memory)
             maps.append(x)
         return maps[-1], maps[:-1]
 

@@ -1,9 +1,10 @@
-"""Channel attention of the EfficientConvLSTM encoder.
-
-Plain PyTorch: the two 1 x 1 layers see one pixel per sample, and the product with `x` is a single pass over memory.
-"""
+"""Channel attention of the EfficientConvLSTM encoder."""
 
 from torch import Tensor, nn
+
+from evkernels import ops
+from evkernels.nn.cell_options import is_plain
+from evkernels.nn.separable import pays
 
 
 class ChannelAttention(nn.Module):
@@ -23,8 +24,10 @@ class ChannelAttention(nn.Module):
     Raises:
         ValueError: if `channels` or `reduction` is smaller than 1.
 
-    Input and output are [N, channels, H, W] in one dtype. State-dict keys `fc.0.weight` and `fc.2.weight` are those of
-    the original. Source: EfficientConvLSTM, ChannelAttention (after SENet, arXiv:1709.01507, with GELU).
+    Input and output are [N, channels, H, W] in one dtype. With gradients and in channels_last computed by
+    `evkernels.ops.channel_attention`, otherwise by PyTorch: without gradients it moves no more memory. State-dict keys
+    `fc.0.weight` and `fc.2.weight` are those of the original. Source: EfficientConvLSTM, ChannelAttention (after SENet,
+    arXiv:1709.01507, with GELU).
     """
 
     def __init__(self, channels: int, reduction: int = 8):
@@ -38,6 +41,9 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        reduce, _, expand = self.fc
+        if x.requires_grad and pays(x) and is_plain(reduce) and is_plain(expand):
+            return ops.channel_attention(x, reduce.weight, expand.weight)
         return x * self.scale(x)
 
     def scale(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ One file per op holds its whole contract. Which kernel runs is PyTorch's dispatc
 from evkernels.ops import conv_3x3 as conv_3x3
 from evkernels.ops.batch_norm_activation import batch_norm_activation
 from evkernels.ops.blur_soft_pool2d import blur_soft_pool2d
+from evkernels.ops.channel_attention import channel_attention
 from evkernels.ops.channel_rms_norm import channel_rms_norm
 from evkernels.ops.contrastive_loss import contrastive_loss
 from evkernels.ops.conv_gru_3x3 import conv_gru_3x3
@@ -32,6 +33,7 @@ from evkernels.ops.window_attention import window_attention
 __all__ = [
     "batch_norm_activation",
     "blur_soft_pool2d",
+    "channel_attention",
     "channel_rms_norm",
     "contrastive_loss",
     "conv_gru_3x3",

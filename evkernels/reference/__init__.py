@@ -6,6 +6,7 @@ default kernels of the registered ops, so they also serve every device and build
 
 from evkernels.reference.batch_norm_activation import batch_norm_activation, batch_norm_activation_backward
 from evkernels.reference.blur_soft_pool2d import blur_soft_pool2d, blur_soft_pool2d_backward
+from evkernels.reference.channel_attention import channel_attention, channel_attention_backward
 from evkernels.reference.channel_rms_norm import channel_rms_norm, channel_rms_norm_backward
 from evkernels.reference.contrastive_loss import (
     contrastive_loss,
@@ -80,6 +81,8 @@ __all__ = [
     "batch_norm_activation_backward",
     "blur_soft_pool2d",
     "blur_soft_pool2d_backward",
+    "channel_attention",
+    "channel_attention_backward",
     "channel_rms_norm",
     "channel_rms_norm_backward",
     "contrastive_loss",
