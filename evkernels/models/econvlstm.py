@@ -120,6 +120,9 @@ class _ReluDecoder(EfficientDecoder):
             nn.ConvTranspose2d(channels, skip, 2, stride=2), nn.ReLU(), nn.Conv2d(skip, skip, 3, padding=1), nn.ReLU()
         )
 
+    def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
+        return x + skip  # Not in place: ReLU's gradient needs its result.
+
     def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
         return level[:2](x)
 

@@ -140,7 +140,7 @@ class EfficientConvLSTM(nn.Module):
             skips = [layer(maps) for layer, maps in zip(self.skip_convlstms, skips, strict=True)]
         outputs = [
             self.final_conv(self.decoder(*_channels_last(encoding, frame)))
-            for encoding, *frame in zip(encodings.unbind(1), *(maps.unbind(1) for maps in skips), strict=True)
+            for encoding, *frame in zip(_frames(encodings), *(_frames(maps) for maps in skips), strict=True)
         ]
         encodings = encodings.detach()
         if self.monitor is not None and self.training:
@@ -224,6 +224,11 @@ class EfficientConvLSTM(nn.Module):
 def _sequence(frames: Sequence[Tensor]) -> Tensor:
     """[T, B, C, H, W], of which every frame keeps its layout."""
     return torch.cat(frames).unflatten(0, (len(frames), -1))
+
+
+def _frames(maps: Tensor) -> tuple[Tensor, ...]:
+    """The frames [B, C, H, W] of [B, T, C, H, W]. Their gradient keeps their layout, which that of unbind does not."""
+    return maps.transpose(0, 1).flatten(0, 1).split(len(maps))
 
 
 def _channels_last(encoding: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

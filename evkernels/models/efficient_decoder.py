@@ -60,7 +60,8 @@ class EfficientDecoder(nn.Module):
     def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
         if self.method == "concat":
             return torch.cat([x, skip], dim=1)
-        return x + skip if x.requires_grad else x.add_(skip)
+        # In place: x is the result of an upsampling or a GELU, whose gradients do not need it.
+        return x.add_(skip)
 
     def _upsampled(self, level: nn.Sequential, x: Tensor) -> Tensor:
         up, norm = level[:2]
