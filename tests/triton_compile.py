@@ -2,7 +2,8 @@
 
 Run as `python tests/triton_compile.py 80`, in a process of its own because the test session has the interpreter
 switched on. Launches become compilations: the launch functions run on CPU tensors, and each kernel is compiled for
-exactly the arguments it would have been launched with. Prints one line of JSON per compiled kernel, a `Compiled`.
+exactly the arguments it would have been launched with, on all cores: Triton's and NVIDIA's compilers, which take nearly
+all of the time, run beside Python. Prints one line of JSON per compiled kernel, a `Compiled`.
 
 Each is compiled for float32 in one layout with one tile and for bfloat16 in the other with all tiles that tuning may
 pick; with EVKERNELS_CHECK_ALL_GPUS=1 (`make gpu-check`) for every dtype, layout, precision and tile, in twice the time.
@@ -20,6 +21,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -164,21 +167,35 @@ def narrow_products(ttir: str) -> list[str]:
     return sorted({product for offset in offsets for product in reached(offset, set())})
 
 
-def without_machine_code(backend=None, stages=None, options=None, language=None, capability=None):
-    """Triton's hook that changes the stages of a compilation: its own form of the kernel is the last."""
-    if stages is None:
-        return "without machine code", "without machine code"
-    for stage in list(stages)[list(stages).index("ttgir") + 1 :]:
-        del stages[stage]
-    # What Triton insists on having in the end.
-    stages["cubin"] = lambda module, metadata: metadata.update(name="", shared=0) or b""
+class _Stages(threading.local):
+    """Triton's hook that changes the stages of a compilation, and what it is to do with those of this thread."""
+
+    is_whole = True
+
+    def __call__(self, backend=None, stages=None, options=None, language=None, capability=None):
+        if stages is None:
+            key = "" if self.is_whole else "without machine code"
+            return key, key
+        if not self.is_whole:
+            # Triton's own form of the kernel is the last.
+            for stage in list(stages)[list(stages).index("ttgir") + 1 :]:
+                del stages[stage]
+            # What Triton insists on having in the end.
+            stages["cubin"] = lambda module, metadata: metadata.update(name="", shared=0) or b""
 
 
 def main(architecture: int, is_thorough: bool) -> None:
     triton.runtime.driver.set_active(_NoDevice(architecture))
+    compilers = ThreadPoolExecutor(os.cpu_count())
+    started: list[Future] = []
+    hook = triton.knobs.runtime.add_stages_inspection_hook = _Stages()
     budgets = gpu_resources.budgets()["triton"]
-    compiled: dict[str, Compiled] = {}
     now = {"dtype": "", "typical": False}
+
+    def compile_one(function, arguments, options: dict, is_whole: bool, kind: dict) -> tuple[str, Compiled]:
+        hook.is_whole = is_whole
+        result = function.warmup(*arguments, grid=(1,), **options)
+        return result.hash, read(result, function.__name__, **kind)
 
     def compile_instead(kernel, grid):
         def launch(*arguments, **options):
@@ -188,16 +205,25 @@ def main(architecture: int, is_thorough: bool) -> None:
             function = kernel.fn if hasattr(kernel, "configs") else kernel
             registers = budgets.get(function.__name__, {}).get("registers", {}).get(f"sm_{architecture}", 0)
             is_whole = is_thorough or now["typical"] or registers >= MANY_REGISTERS
-            triton.knobs.runtime.add_stages_inspection_hook = None if is_whole else without_machine_code
             for tile in tiles:
-                result = function.warmup(*arguments, grid=(1,), **options, **tile)
-                if result.hash not in compiled:
-                    compiled[result.hash] = read(result, function.__name__, **now)
-                    print(json.dumps(asdict(compiled[result.hash])))
+                started.append(
+                    compilers.submit(compile_one, function, arguments, {**options, **tile}, is_whole, now.copy())
+                )
 
         return launch
 
     triton.runtime.jit.KernelInterface.__getitem__ = compile_instead
+    launch_all(architecture, is_thorough, now)
+    compilers.shutdown()
+    compiled: dict[str, Compiled] = {}
+    for future in started:
+        compiled.setdefault(*future.result())
+    for kernel in compiled.values():
+        print(json.dumps(asdict(kernel)))
+
+
+def launch_all(architecture: int, is_thorough: bool, now: dict) -> None:
+    """Launches the kernels of all ops; `now` says what for."""
     for contract in contracts():
         dtypes = [dtype for dtype in DTYPES if dtype in contract.dtypes] or contract.dtypes[:1]
         layouts = [layout for layout in LAYOUTS if layout in contract.layouts] or contract.layouts[:1]
