@@ -42,34 +42,44 @@ static void batch_norm_moments(const T* x, double* sums, const SeparableShape& s
   }
 }
 
+// Adds the weighted outputs of some columns to totals [pixels].
+template <Activation kind, class V, class R>
+static void project(Columns k, const R* x, Affine<R> n, const R* weights, V* totals) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t c = 0; c < k.count; c += lanes) {
+    const V scale = load(n.scale + c), shift = load(n.shift + c), weight = load(weights + c);
+    for (int64_t m = 0; m < k.pixels; ++m) {
+      const R* const at = x + m * k.stride() + c;
+      __builtin_prefetch(at + kPixelsBackward * k.stride());
+      totals[m] += activate<kind>(V((V)load(at) * scale + shift)) * weight;
+    }
+  }
+}
+
 // y[pixel] = sum of activation(norm(x)) times the weights over the channels.
 template <class T>
 static void batch_norm_projection(const T* x, const Affine<Compute<T>>& n, const Compute<T>* weights, T* y,
                                   const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        V totals[kPixelsBackward] = {};
-        for_vectors<V, R>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-          const V scale = load(n.scale + c), shift = load(n.shift + c), weight = load(weights + c);
-          for (int64_t m = 0; m < count; ++m) {
-            const T* const at = x + (first + m) * O + c;
-            __builtin_prefetch(at + kPixelsBackward * O);
-            totals[m] += activate<decltype(kind)::value>(V(load_some(at, lanes) * scale + shift)) * weight;
-          }
+  for (int64_t unit = begin; unit < end; ++unit) {
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      V totals[kPixelsBackward] = {};
+      for_columns<T>(s.outputs, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer;
+        const R* const from = k.read(x, buffer);
+        with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+          project<decltype(kind)::value>(k, from, n.at(0, k.first), weights + k.first, totals);
         });
-        for (int64_t m = 0; m < count; ++m) {
-          R lanes[Arithmetic<T>::kLanes], sum = 0;
-          store(lanes, totals[m]);
-          for (const R lane : lanes) sum += lane;
-          y[first + m] = from_float<T>(sum);
-        }
       });
-    }
-  });
+      for (int64_t m = 0; m < count; ++m) {
+        R lanes[Arithmetic<T>::kLanes], sum = 0;
+        store(lanes, totals[m]);
+        for (const R lane : lanes) sum += lane;
+        y[first + m] = from_float<T>(sum);
+      }
+    });
+  }
 }
 
 // The gradient of x.
@@ -78,24 +88,18 @@ static void batch_norm_input_gradient(const T* x, const T* d_y, const Compute<T>
                                       const Affine<Compute<T>>& n, const NormGradient<Compute<T>>& g, T* d_x,
                                       const SeparableShape& s, int64_t begin, int64_t end) {
   using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        for_vectors<V, Compute<T>>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-          const V scale = load(n.scale + c), shift = load(n.shift + c);
-          const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
-          const auto gradient = output_gradient<projected>(d_y, projection, O, c, lanes);
-          for (int64_t pixel = first; pixel < first + count; ++pixel) {
-            const int64_t at = pixel * O + c, ahead = at + kPixelsBackward * O;
-            __builtin_prefetch(x + ahead);
-            __builtin_prefetch(d_x + ahead, 1);
-            const V v = load_some(x + at, lanes);
-            const V after = activation_gradient<decltype(kind)::value>(V(v * scale + shift), gradient(pixel));
-            store_some(d_x + at, V(after * k1 + ((v - mean) * k2 + k3)), lanes);
-          }
+  for (int64_t unit = begin; unit < end; ++unit) {
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      for_columns<T>(s.outputs, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer, more;
+        const Compute<T>*const from = k.read(x, buffer), *const d = read_gradient<projected>(k, d_y, more);
+        Compute<T>* const to = k.result(d_x, buffer);
+        with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+          input_gradient_of<decltype(kind)::value, projected, V>(k, from, d, projection, n.at(0, k.first),
+                                                                 g.at(0, k.first), to, k.stride(), nullptr);
         });
+        k.write(to, d_x);
       });
-    }
-  });
+    });
+  }
 }

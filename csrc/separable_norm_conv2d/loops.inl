@@ -132,57 +132,29 @@ static int64_t norm_weight_sums_size(const SeparableShape& s) {
   return p.outputs * p.channels;
 }
 
-template <Activation kind, class T>
-EVKERNELS_INLINE void norm_pre_gradient(const NormBackward<T>& b, const SeparableShape& s, int64_t sample,
-                                        int64_t first, int64_t count, Compute<T>* d_y, int64_t pitch,
-                                        double* bias_sums) {
-  using R = Compute<T>;
-  using V = typename Arithmetic<T>::Type;
-  const Affine<R> n = b.output_norm.at(sample);
-  const NormGradient<R> g = b.output_gradient.at(sample);
-  for_vectors<V, R>(s.outputs, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-    const V scale = load(n.scale + c), shift = load(n.shift + c);
-    const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
-    V sum = {};
-    for (int64_t m = 0; m < count; ++m) {
-      const int64_t at = (first + m) * s.outputs + c;
-      const V v = load_some(b.pre + at, lanes);
-      const V after = activation_gradient<kind>(V(v * scale + shift), (V)load_some(b.d_output + at, lanes));
-      const V d = after * k1 + ((v - mean) * k2 + k3);
-      sum += d;
-      store(d_y + m * pitch + c, d);
-    }
-    add_lanes<V, R>(sum, bias_sums + c, lanes);
-  });
-}
-
-// d_inner = the gradient after the first norm, from that after its activation, and its sums.
-template <Activation kind, class T>
-EVKERNELS_INLINE void norm_inner_gradient(const NormBackward<T>& b, const SeparableShape& s, int64_t sample,
-                                          int64_t first, int64_t count, const Compute<T>* normal, const Compute<T>* d_a,
-                                          int64_t pitch, double* sums) {
-  using R = Compute<T>;
-  using V = typename Arithmetic<T>::Type;
-  const Affine<R> n = b.norm.at(sample);
-  for_vectors<V, R>(s.channels, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+// The gradient after the first norm, from that after its activation, and its sums; rows `pitch` apart.
+template <Activation kind, class V, class R>
+static void inner_gradient_of(Columns k, const R* normal, const R* d_a, int64_t pitch, Affine<R> n, R* d_inner,
+                              double* sums) {
+  for (int64_t c = 0; c < k.count; c += sizeof(V) / sizeof(R)) {
     const V scale = load(n.scale + c), shift = load(n.shift + c);
     V sum = {}, product = {};
-    for (int64_t m = 0; m < count; ++m) {
+    for (int64_t m = 0; m < k.pixels; ++m) {
       const V v = load(normal + m * pitch + c);
       const V d = activation_gradient<kind>(V(v * scale + shift), (V)load(d_a + m * pitch + c));
       sum += d;
       product += d * v;
-      store_some(b.d_inner + (first + m) * s.channels + c, d, lanes);
+      store(d_inner + m * k.stride() + c, d);
     }
-    add_lanes<V, R>(sum, sums + c, lanes);
-    add_lanes<V, R>(product, sums + s.channels + c, lanes);
-  });
+    add_lanes<V, R>(sum, sums + c, k.count - c);
+    add_lanes<V, R>(product, sums + k.channels + c, k.count - c);
+  }
 }
 
 // a = activation(norm(normal)), whole vectors.
 template <Activation kind, class V, class R>
-EVKERNELS_INLINE void norm_activate(const R* __restrict__ normal, R* __restrict__ a, const Affine<R>& n, int64_t count,
-                                    int64_t channels, int64_t pitch) {
+static void norm_activate(const R* __restrict__ normal, R* __restrict__ a, const Affine<R>& n, int64_t count,
+                          int64_t channels, int64_t pitch) {
   constexpr int64_t lanes = sizeof(V) / sizeof(R);
   for (int64_t m = 0; m < count * pitch; m += pitch) {
     for (int64_t c = 0; c < channels; c += lanes) {
@@ -215,14 +187,25 @@ static void norm_backward_products(const NormBackward<T>& b, Compute<T>* packed,
       with_activation(s.activation, [&](auto kind) __attribute__((always_inline)) {
         norm_activate<decltype(kind)::value, V, R>(normal, a, b.norm.at(sample), count, C, p.pitch);
       });
-      with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-        norm_pre_gradient<decltype(kind)::value>(b, s, sample, first, count, d_y, p.outputs, b.bias_sums + unit * O);
+      for_columns<T>(O, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer, more;
+        const R *const pre = k.read(b.pre, buffer), *const d_output = k.read(b.d_output, more);
+        with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+          input_gradient_of<decltype(kind)::value, false, V>(
+              k, pre, d_output, (const R*)nullptr, b.output_norm.at(sample, k.first),
+              b.output_gradient.at(sample, k.first), d_y + k.first, p.outputs, b.bias_sums + unit * O + k.first);
+        });
       });
       multiply<Start::kColumnBias, V, R>(d_y, p.outputs, 1, count, b.panels, 0, nullptr, C, O, d_a, p.pitch);
       multiply<Start::kResult, V, R>(d_y, 1, p.outputs, O, a, p.pitch, nullptr, C, count, d_weight, p.channels);
-      with_activation(s.activation, [&](auto kind) __attribute__((always_inline)) {
-        norm_inner_gradient<decltype(kind)::value>(b, s, sample, first, count, normal, d_a, p.pitch,
-                                                   b.sums + unit * 2 * C);
+      for_columns<T>(C, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer;
+        R* const to = k.result(b.d_inner, buffer);
+        with_activation(s.activation, [&](auto kind) __attribute__((always_inline)) {
+          inner_gradient_of<decltype(kind)::value, V>(k, (const R*)normal + k.first, (const R*)d_a + k.first, p.pitch,
+                                                      b.norm.at(sample, k.first), to, b.sums + unit * 2 * C + k.first);
+        });
+        k.write(to, b.d_inner);
       });
     });
   }

@@ -13,7 +13,10 @@ struct Affine {
   const R *scale, *shift;
   int64_t pitch;
 
-  Affine at(int64_t sample) const { return {scale + sample * pitch, shift + sample * pitch, pitch}; }
+  Affine at(int64_t sample, int64_t channel = 0) const {
+    const int64_t k = sample * pitch + channel;
+    return {scale + k, shift + k, pitch};
+  }
 };
 
 // The gradient before a norm: k1 * (gradient after it) + k2 * (its input - mean) + k3. Taking the mean out of k3
@@ -23,8 +26,8 @@ struct NormGradient {
   const R *k1, *k2, *k3, *mean;
   int64_t pitch;
 
-  NormGradient at(int64_t sample) const {
-    const int64_t k = sample * pitch;
+  NormGradient at(int64_t sample, int64_t channel = 0) const {
+    const int64_t k = sample * pitch + channel;
     return {k1 + k, k2 + k, k3 + k, mean + k, pitch};
   }
 };

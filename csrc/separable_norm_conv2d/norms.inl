@@ -51,45 +51,138 @@ EVKERNELS_INLINE void store_some(T* p, typename Arithmetic<T>::Type v, int64_t c
   }
 }
 
+// Columns that pass through a buffer at once: those of a cache line of 16-bit values.
+constexpr int64_t kColumns = 32;
+template <class T>
+using ColumnBuffer __attribute__((aligned(64))) = Compute<T>[kPixelsBackward * kColumns];
+
+// Some channels of a tile's pixels. Loops with activations, most of what there is to compile, are compiled for whole
+// vectors of the computation's type alone. Such columns they take where they are; 16-bit ones, and the last few of
+// others that fill no vector, by way of buffers in the first-level cache, whose last vector zeros fill up. Loops take
+// it by value: behind a reference they would read it anew after every store.
+struct Columns {
+  int64_t at, channels;  // where the first value is in a tensor, and the distance to the next pixel's
+  int64_t pixels, first, count;
+  bool in_place;
+
+  int64_t stride() const { return in_place ? channels : kColumns; }
+
+  template <class T>
+  const Compute<T>* read(const T* tensor, Compute<T>* buffer) const {
+    using V = typename Arithmetic<T>::Type;
+    if constexpr (__is_same(T, Compute<T>)) {
+      if (in_place) return tensor + at;
+    }
+    for (int64_t m = 0; m < pixels; ++m) {
+      const T* const from = tensor + at + m * channels;
+      __builtin_prefetch(from + kPixelsBackward * channels);
+      for_vectors<V, Compute<T>>(count, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+        store(buffer + m * kColumns + c, load_some(from + c, lanes));
+      });
+    }
+    return buffer;
+  }
+  // Where a result goes before `write`.
+  template <class T>
+  Compute<T>* result(T* tensor, Compute<T>* buffer) const {
+    if constexpr (__is_same(T, Compute<T>)) {
+      if (in_place) return tensor + at;
+    }
+    return buffer;
+  }
+  template <class T>
+  void write(const Compute<T>* result, T* tensor) const {
+    if (!in_place) convert_rows<typename Arithmetic<T>::Type>(result, kColumns, tensor + at, channels, pixels, count);
+  }
+};
+
+// f(columns) for all channels of the pixels [first, first + pixels).
+template <class T, class F>
+EVKERNELS_INLINE void for_columns(int64_t channels, int64_t first, int64_t pixels, const F& f) {
+  const int64_t whole = __is_same(T, Compute<T>) ? channels / Arithmetic<T>::kLanes * Arithmetic<T>::kLanes : 0;
+  for (int64_t c = 0, count; c < channels; c += count) {
+    count = c < whole ? whole : smaller(kColumns, channels - c);
+    f(Columns{first * channels + c, channels, pixels, c, count, c < whole});
+  }
+}
+
+template <Activation kind, class V, class R>
+static void outputs_of(Columns k, const R* pre, Affine<R> n, const R* residual, R* y) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  for (int64_t m = 0; m < k.pixels * k.stride(); m += k.stride()) {
+    for (int64_t c = 0; c < k.count; c += lanes) {
+      V value = activate<kind>(V((V)load(pre + m + c) * (V)load(n.scale + c) + (V)load(n.shift + c)));
+      if (residual) value += (V)load(residual + m + c);
+      store(y + m + c, value);
+    }
+  }
+}
+
 // y = activation(norm(pre)) + residual, which may be null.
 template <class T>
 static void norm_outputs(const T* pre, const Affine<Compute<T>>& norm, const T* residual, T* y, const SeparableShape& s,
                          int64_t begin, int64_t end) {
   using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const Affine<Compute<T>> n = norm.at(unit / norm_units(s));
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        for (int64_t m = first * O; m < (first + count) * O; m += O) {
-          for_vectors<V, Compute<T>>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-            const V z = load_some(pre + m + c, lanes) * (V)load(n.scale + c) + (V)load(n.shift + c);
-            V value = activate<decltype(kind)::value>(z);
-            if (residual) value += load_some(residual + m + c, lanes);
-            store_some(y + m + c, value, lanes);
-          });
-        }
+  for (int64_t unit = begin; unit < end; ++unit) {
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      for_columns<T>(s.outputs, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer, more;
+        const Compute<T>* const from = k.read(pre, buffer);
+        const Compute<T>* const addend = residual ? k.read(residual, more) : nullptr;
+        Compute<T>* const to = k.result(y, buffer);
+        with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+          outputs_of<decltype(kind)::value, V>(k, from, norm.at(unit / norm_units(s), k.first), addend, to);
+        });
+        k.write(to, y);
       });
-    }
-  });
+    });
+  }
 }
 
-// The gradient of an output's channels [c, c + lanes), pixel by pixel: as it is read, or, of an output that is
-// projected to one map, that map's times the projection's weights. A tile is read column by column, which a processor
-// does not foresee: without the prefetches batch_norm_activation's gradient takes 1.5 times as long for 32 channels at
-// 260x346.
-template <bool projected, class T>
-EVKERNELS_INLINE auto output_gradient(const T* d_output, const Compute<T>* projection, int64_t channels, int64_t c,
-                                      int64_t lanes) {
-  using V = typename Arithmetic<T>::Type;
+// The gradient of an output's column, pixel by pixel: as it is read, or, of an output that is projected to one map,
+// that map's times the projection's weights. A tile is read column by column, which a processor does not foresee:
+// without the prefetches batch_norm_activation's gradient takes 1.5 times as long for 32 channels at 260x346.
+template <bool projected, class V, class R>
+EVKERNELS_INLINE auto output_gradient(const Columns& k, const R* d_output, const R* projection, int64_t c) {
   V weights = {};
-  if constexpr (projected) weights = load(projection + c);
-  return [=](int64_t pixel) __attribute__((always_inline)) {
-    if constexpr (projected) return V(weights * to_float(d_output[pixel]));
-    const T* const at = d_output + pixel * channels + c;
-    __builtin_prefetch(at + kPixelsBackward * channels);
-    return load_some(at, lanes);
+  if constexpr (projected) weights = load(projection + k.first + c);
+  return [=, stride = k.stride()](int64_t m) __attribute__((always_inline)) {
+    if constexpr (projected) return V(weights * d_output[m]);
+    const R* const at = d_output + m * stride + c;
+    __builtin_prefetch(at + kPixelsBackward * stride);
+    return V(load(at));
   };
+}
+// What it reads, which with a projection is [pixels].
+template <bool projected, class T>
+EVKERNELS_INLINE const Compute<T>* read_gradient(const Columns& k, const T* d_output, Compute<T>* buffer) {
+  if (!projected) return k.read(d_output, buffer);
+  for (int64_t m = 0; m < k.pixels; ++m) buffer[m] = to_float(d_output[k.at / k.channels + m]);
+  return buffer;
+}
+
+template <Activation kind, bool projected, class V, class R>
+static void output_sums_of(Columns k, const R* pre, const R* d_output, const R* projection, Affine<R> n,
+                           Affine<R> normal, double* sums) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  const int64_t O = k.channels, stride = k.stride();
+  for (int64_t c = 0; c < k.count; c += lanes) {
+    const V scale = load(n.scale + c), shift = load(n.shift + c);
+    const V unit_scale = load(normal.scale + c), unit_shift = load(normal.shift + c);
+    const auto gradient = output_gradient<projected, V>(k, d_output, projection, c);
+    V sum = {}, product = {}, output_product = {};
+    for (int64_t m = 0; m < k.pixels; ++m) {
+      __builtin_prefetch(pre + (m + kPixelsBackward) * stride + c);
+      const V v = load(pre + m * stride + c), z = v * scale + shift;
+      const V d = activation_gradient<kind>(z, gradient(m));
+      sum += d;
+      product += d * (v * unit_scale + unit_shift);
+      if constexpr (projected) output_product += activate<kind>(z) * d_output[m];
+    }
+    add_lanes<V, R>(sum, sums + c, k.count - c);
+    add_lanes<V, R>(product, sums + O + c, k.count - c);
+    if constexpr (projected) add_lanes<V, R>(output_product, sums + 2 * O + c, k.count - c);
+  }
 }
 
 // Sums of the gradient after the second norm, of its products with that norm's normalised input and, with a projection,
@@ -99,33 +192,46 @@ template <bool projected, class T>
 static void norm_output_sums(const T* pre, const T* d_output, const Compute<T>* projection,
                              const Affine<Compute<T>>& norm, const Affine<Compute<T>>& normal, double* sums,
                              const SeparableShape& s, int64_t begin, int64_t end) {
-  using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  const int64_t O = s.outputs, size = (projected ? 3 : 2) * O;
-  with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const Affine<R> n = norm.at(unit / norm_units(s)), plain = normal.at(unit / norm_units(s));
-      double* const to = sums + unit * size;
-      for (int64_t o = 0; o < size; ++o) to[o] = 0;
-      for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        for_vectors<V, R>(O, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-          const V scale = load(n.scale + c), shift = load(n.shift + c);
-          const V unit_scale = load(plain.scale + c), unit_shift = load(plain.shift + c);
-          const auto gradient = output_gradient<projected>(d_output, projection, O, c, lanes);
-          V sum = {}, product = {}, output_product = {};
-          for (int64_t pixel = first; pixel < first + count; ++pixel) {
-            __builtin_prefetch(pre + (pixel + kPixelsBackward) * O + c);
-            const V v = load_some(pre + pixel * O + c, lanes), z = v * scale + shift;
-            const V d = activation_gradient<decltype(kind)::value>(z, gradient(pixel));
-            sum += d;
-            product += d * (v * unit_scale + unit_shift);
-            if constexpr (projected) output_product += activate<decltype(kind)::value>(z) * to_float(d_output[pixel]);
-          }
-          add_lanes<V, R>(sum, to + c, lanes);
-          add_lanes<V, R>(product, to + O + c, lanes);
-          if constexpr (projected) add_lanes<V, R>(output_product, to + 2 * O + c, lanes);
+  const int64_t size = (projected ? 3 : 2) * s.outputs;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t sample = unit / norm_units(s);
+    double* const to = sums + unit * size;
+    for (int64_t o = 0; o < size; ++o) to[o] = 0;
+    for_tiles(s, unit, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      for_columns<T>(s.outputs, first, count, [&](const Columns& k) __attribute__((always_inline)) {
+        ColumnBuffer<T> buffer, more;
+        const Compute<T>*const from = k.read(pre, buffer), *const d = read_gradient<projected>(k, d_output, more);
+        with_activation(s.output_activation, [&](auto kind) __attribute__((always_inline)) {
+          output_sums_of<decltype(kind)::value, projected, V>(k, from, d, projection, norm.at(sample, k.first),
+                                                              normal.at(sample, k.first), to + k.first);
         });
       });
+    });
+  }
+}
+
+// The gradient before a norm, which is added to `sums` per channel unless that is null.
+template <Activation kind, bool projected, class V, class R>
+static void input_gradient_of(Columns k, const R* x, const R* d_output, const R* projection, Affine<R> n,
+                              NormGradient<R> g, R* d_x, int64_t d_x_stride, double* sums) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(R);
+  const int64_t stride = k.stride();
+  for (int64_t c = 0; c < k.count; c += lanes) {
+    const V scale = load(n.scale + c), shift = load(n.shift + c);
+    const V k1 = load(g.k1 + c), k2 = load(g.k2 + c), k3 = load(g.k3 + c), mean = load(g.mean + c);
+    const auto gradient = output_gradient<projected, V>(k, d_output, projection, c);
+    V sum = {};
+    for (int64_t m = 0; m < k.pixels; ++m) {
+      const R* const from = x + m * stride + c;
+      R* const to = d_x + m * d_x_stride + c;
+      __builtin_prefetch(from + kPixelsBackward * stride);
+      __builtin_prefetch(to + kPixelsBackward * d_x_stride, 1);
+      const V v = load(from), after = activation_gradient<kind>(V(v * scale + shift), gradient(m));
+      const V d = after * k1 + ((v - mean) * k2 + k3);
+      sum += d;
+      store(to, d);
     }
-  });
+    if (sums) add_lanes<V, R>(sum, sums + c, k.count - c);
+  }
 }
