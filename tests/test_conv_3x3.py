@@ -155,17 +155,22 @@ class TestActivatedConvolution3x3:
             tensor(outputs, inputs, 3, 3, dtype=dtype, seed=1),
             tensor(outputs, dtype=dtype, seed=2),
             tensor(n, outputs, height, width, dtype=dtype, layout=layout, seed=3),
+            None,
         ]
 
-        def eager(x, weight, bias, residual):
+        def eager(x, weight, bias, residual, projection):
             y = F.conv2d(x, weight, bias, padding=1)
-            return ACTIVATIONS[activation](y if residual is None else y + residual)
+            y = ACTIVATIONS[activation](y if residual is None else y + residual)
+            return y if projection is None else F.conv2d(y, projection.view(1, -1, 1, 1))
 
-        for given in (arguments, (*arguments[:2], None, None)):
+        wide = dtype in (torch.float32, torch.float64)
+        projection = tensor(outputs, dtype=dtype, seed=4)
+        for given in (arguments, (*arguments[:2], None, None, None), *[(*arguments[:4], projection)] * wide):
             found = torch.ops.evkernels.conv_3x3_activated(*given, activation)
             exact = eager(*(None if value is None else value.double() for value in given))
             assert found.dtype == dtype
             assert found.is_contiguous(memory_format=torch.channels_last)
+            assert found.shape[1] == (outputs if given[4] is None else 1)
             if dtype == torch.float64:
                 torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12, check_stride=False)
             else:
@@ -177,7 +182,7 @@ class TestActivatedConvolution3x3:
         around[1:-1] = tensor(3, 7, 6, channels)
         x = around[1:-1].permute(0, 3, 1, 2)
         weight = tensor(channels, channels, 3, 3, seed=1)
-        found = torch.ops.evkernels.conv_3x3_activated(x, weight, None, None, "none")
+        found = torch.ops.evkernels.conv_3x3_activated(x, weight, None, None, None, "none")
         torch.testing.assert_close(found, F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
 
     def test_is_taken_where_it_pays(self):
@@ -187,18 +192,23 @@ class TestActivatedConvolution3x3:
             tensor(16, seed=2),
         )
 
-        def is_one_op(x, weight, bias=bias, residual=None):
+        def is_one_op(x, weight, bias=bias, residual=None, projection=None):
             with torch.profiler.profile() as profile:
-                y = activated_convolution_3x3(x, weight, bias, "gelu", residual)
+                y = activated_convolution_3x3(x, weight, bias, "gelu", residual, projection=projection)
             exact = F.conv2d(x, weight, bias, padding=1)
             exact = F.gelu(exact if residual is None else exact + residual)
+            if projection is not None:
+                exact = F.conv2d(exact, projection.view(1, -1, 1, 1))
             torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-4)
             one_op = any(event.name == "evkernels::conv_3x3_activated" for event in profile.events())
             return one_op and not y.requires_grad
 
         assert is_one_op(x, weight)
         assert is_one_op(x, weight, None, x)
+        assert is_one_op(x, weight, projection=bias)
+        assert not is_one_op(x, weight, projection=bias.clone().requires_grad_())
         assert not is_one_op(x.contiguous(), weight)
+        assert not is_one_op(x.contiguous(), weight, projection=bias)
         assert not is_one_op(x[:, :, :16], weight)  # few pixels
         assert not is_one_op(x, weight[:8], bias[:8])  # few channels
         assert not is_one_op(x, weight.clone().requires_grad_())
@@ -231,18 +241,21 @@ class TestActivatedConvolution3x3:
         op = torch.ops.evkernels.conv_3x3_activated
         x, weight = tensor(1, 4, 5, 6, layout="channels_last"), tensor(8, 4, 3, 3, seed=1)
         bias, residual = tensor(8, seed=2), tensor(1, 8, 5, 6, layout="channels_last", seed=3)
-        torch.library.opcheck(op.default, (x, weight, bias, residual, "silu"))
+        for projection in (None, bias):
+            torch.library.opcheck(op.default, (x, weight, bias, residual, projection, "silu"))
         for message, *wrong in (
-            ("x must be .* of its dtype", x[:, :3], weight, bias, residual, "none"),
-            ("bias must be", x, weight, bias[:7], residual, "none"),
-            ("residual must be", x, weight, bias, residual[:, :, :4], "none"),
-            ("bias must be", x, weight, bias.double(), residual, "none"),
-            ("activation must be .* got swish", x, weight, bias, residual, "swish"),
+            ("x must be .* of its dtype", x[:, :3], weight, bias, residual, None, "none"),
+            ("bias must be", x, weight, bias[:7], residual, None, "none"),
+            ("residual must be", x, weight, bias, residual[:, :, :4], None, "none"),
+            ("bias must be", x, weight, bias.double(), residual, None, "none"),
+            ("projection must be", x, weight, bias, residual, bias[:7], "none"),
+            ("projection must be", x, weight, bias, residual, bias.double(), "none"),
+            ("activation must be .* got swish", x, weight, bias, residual, None, "swish"),
         ):
             with pytest.raises(RuntimeError, match=message):
                 op(*wrong)
         with pytest.raises(RuntimeError, match="cannot be differentiated"):
-            op(x.requires_grad_(), weight, bias, residual, "none").sum().backward()
+            op(x.requires_grad_(), weight, bias, residual, None, "none").sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])

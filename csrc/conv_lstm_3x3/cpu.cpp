@@ -144,10 +144,12 @@ Tensor conv_3x3_packed_weight(Tensor weight) {
 
 // activation(convolution(x) + bias + residual), channels_last, for a weight that conv_3x3_packed_weight or
 // conv_3x3_gradient_weight has packed: of x's channels to `count`. The first `split` of these, without a residual, and
-// the rest.
+// the rest; or nothing and, with a projection, one map of all.
 std::tuple<Tensor, Tensor> convolved(Tensor x, const Tensor& packed, int64_t split, int64_t count,
-                                     std::optional<Tensor> bias, std::optional<Tensor> residual,
-                                     Activation activation) {
+                                     std::optional<Tensor> bias = std::nullopt,
+                                     std::optional<Tensor> residual = std::nullopt,
+                                     Activation activation = Activation::kNone,
+                                     std::optional<Tensor> projection = std::nullopt) {
   STD_TORCH_CHECK(x.dim() == 4, "the maps must be [N, C, H, W]");
   const MemoryFormat layout = common_layout(x);
   const Maps m = {x.size(0), x.size(2), x.size(3)};
@@ -161,12 +163,19 @@ std::tuple<Tensor, Tensor> convolved(Tensor x, const Tensor& packed, int64_t spl
   STD_TORCH_CHECK(!residual.has_value() || (has_shape(*residual, {m.batch, count - split, m.height, m.width}) &&
                                             residual->scalar_type() == x.scalar_type()),
                   "residual must be [N, channels behind the split, H, W] of the dtype of x");
+  STD_TORCH_CHECK(!projection.has_value() || (split == 0 && has_shape(*projection, {count}) &&
+                                              projection->scalar_type() == x.scalar_type() && x.scalar_type() == dtype),
+                  "projection must be [Cout] of the dtype of x, float32 or float64");
   x = in_layout(x, layout);
   bring_contiguous(bias);
+  bring_contiguous(projection);
   if (residual.has_value()) residual = in_layout(*residual, MemoryFormat::ChannelsLast);
   Tensor first = empty_frames(x, x.scalar_type(), split, true, MemoryFormat::ChannelsLast);
-  Tensor rest = empty_frames(x, x.scalar_type(), count - split, true, MemoryFormat::ChannelsLast);
-  if (first.numel() + rest.numel() == 0) return {first, rest};
+  Tensor rest = projection.has_value()
+                    ? empty_frames(x, x.scalar_type(), 1, true, MemoryFormat::Contiguous)
+                    : empty_frames(x, x.scalar_type(), count - split, true, MemoryFormat::ChannelsLast);
+  if (count == 0) torch::stable::fill_(rest, 0);
+  if (first.numel() + rest.numel() == 0 || count == 0) return {first, rest};
   dispatch_floating("conv_3x3", x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using R = Compute<T>;
@@ -180,10 +189,21 @@ std::tuple<Tensor, Tensor> convolved(Tensor x, const Tensor& packed, int64_t spl
       });
     }
     const R* const maps = is_maps ? data<R>(x) : copy.get();
-    const auto whole_bias = zeroed_workspace<R>(EVKERNELS_CALL(whole_vectors<R>, count));
-    for (int64_t c = 0; bias.has_value() && c < count; ++c) whole_bias.get()[c] = to_float(data<T>(bias)[c]);
-    const ConvolutionEnd<T, R> last = {whole_bias.get(),       data<T>(residual),    activation, split,
-                                       mutable_data<T>(first), mutable_data<T>(rest)};
+    const auto whole = [&](const std::optional<Tensor>& t) {
+      auto values = zeroed_workspace<R>(EVKERNELS_CALL(whole_vectors<R>, count));
+      for (int64_t c = 0; t.has_value() && c < count; ++c) values.get()[c] = to_float(data<T>(t)[c]);
+      return values;
+    };
+    const auto whole_bias = whole(bias), weights = whole(projection);
+    const bool projected = projection.has_value();
+    const ConvolutionEnd<T, R> last = {whole_bias.get(),
+                                       data<T>(residual),
+                                       activation,
+                                       split,
+                                       mutable_data<T>(first),
+                                       mutable_data<T>(rest),
+                                       projected ? weights.get() : nullptr,
+                                       projected ? mutable_data<R>(rest) : nullptr};
     parallel_for(0, EVKERNELS_CALL(winograd_blocks<R>, s), 1, [&](int64_t begin, int64_t end) {
       const auto buffer = workspace<R>(EVKERNELS_CALL(winograd_buffer_size<R>, s));
       EVKERNELS_CALL(convolution, maps, data<R>(packed), last, buffer.get(), s, begin, end);
@@ -196,7 +216,7 @@ std::tuple<Tensor, Tensor> convolved(Tensor x, const Tensor& packed, int64_t spl
 // `packed` is conv_3x3_gradient_weight's.
 std::tuple<Tensor, Tensor> conv_3x3_input_gradient(Tensor grad, Tensor, Tensor packed, int64_t, int64_t split,
                                                    int64_t count, std::optional<Tensor> residual) {
-  return convolved(grad, packed, split, count, std::nullopt, residual, Activation::kNone);
+  return convolved(grad, packed, split, count, std::nullopt, residual);
 }
 
 void check_weight(const Tensor& x, const Tensor& weight) {
@@ -207,14 +227,14 @@ void check_weight(const Tensor& x, const Tensor& weight) {
 
 Tensor conv_3x3(Tensor x, Tensor weight, Tensor packed, Tensor) {
   check_weight(x, weight);
-  return std::get<1>(convolved(x, packed, 0, weight.size(0), std::nullopt, std::nullopt, Activation::kNone));
+  return std::get<1>(convolved(x, packed, 0, weight.size(0)));
 }
 
 Tensor conv_3x3_activated(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                          std::string activation) {
+                          std::optional<Tensor> projection, std::string activation) {
   check_weight(x, weight);
-  return std::get<1>(
-      convolved(x, conv_3x3_packed_weight(weight), 0, weight.size(0), bias, residual, parse_activation(activation)));
+  return std::get<1>(convolved(x, conv_3x3_packed_weight(weight), 0, weight.size(0), bias, residual,
+                               parse_activation(activation), projection));
 }
 
 // The gradient of the weight [C, channels of x and h, 3, 3], float32 or float64, of a convolution of x and h side by

@@ -165,6 +165,22 @@ static __attribute__((noinline)) void activate_square(Activation activation, Squ
   });
 }
 
+// A square's first unit comes first, and all of them are one thread's.
+template <class V, class T, class R>
+static void project_square(const SquareOf<V>& y, const ConvolutionEnd<T, R>& last, const SquarePixels& pixels,
+                           int64_t unit) {
+  constexpr int64_t kLanes = Arithmetic<T>::kLanes;
+  const V weights = load(last.projection + unit * kLanes);
+  for (int k = 0; k < 4; ++k) {
+    if (!pixels.inside[k]) continue;
+    R lanes[kLanes], sum = 0;
+    store(lanes, V(y.v[k] * weights));
+    for (const R lane : lanes) sum += lane;
+    R& to = last.projected[pixels.pixel[k]];
+    to = unit == 0 ? sum : to + sum;
+  }
+}
+
 template <class T, class R>
 static void convolution(const R* maps, const R* packed, const ConvolutionEnd<T, R>& last, R* buffer,
                         const WinogradShape& s, int64_t begin, int64_t end) {
@@ -183,6 +199,7 @@ static void convolution(const R* maps, const R* packed, const ConvolutionEnd<T, 
                            }
                          }
                          if (last.activation != Activation::kNone) activate_square(last.activation, y);
+                         if (last.projection) return project_square(y, last, pixels, unit);
                          T* const output = is_first ? last.first : last.rest;
                          for (int k = 0; k < 4; ++k) {
                            if (!pixels.inside[k]) continue;

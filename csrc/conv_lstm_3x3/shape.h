@@ -26,12 +26,15 @@ struct ConvLstm3x3Step {
 };
 
 // What follows a convolution's sums, activation(sums + bias + residual), and where the results go: the first `split`
-// channels, whole vectors of them, to a tensor of their own, which has no residual.
+// channels, whole vectors of them, to a tensor of their own, which has no residual; or all, times a projection's
+// weights and added up over the channels, to one map.
 template <class T, class R>
 struct ConvolutionEnd {
   const R* bias;      // [channels rounded up to whole vectors]
   const T* residual;  // [N, H, W, C - split], may be null
   Activation activation;
   int64_t split;
-  T *first, *rest;  // [N, H, W, split] and [N, H, W, C - split]
+  T *first, *rest;      // [N, H, W, split] and [N, H, W, C - split]
+  const R* projection;  // [channels rounded up to whole vectors], may be null
+  R* projected;         // [N, H, W]
 };

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evkernels.nn.separable import activated, folded, has_live_statistics, projected
+from evkernels.nn.separable import activated, folded, has_live_statistics
 from evkernels.ops.conv_3x3 import activated_convolution_3x3, activated_in_place, convolution_3x3
 
 
@@ -98,8 +98,7 @@ def _conv_norm_gelu(
     if has_live_statistics(norm):
         weight = conv.weight.contiguous(memory_format=torch.channels_last)
         return activated(convolution_3x3(x, weight, conv.bias, winograd), norm, "gelu", projection)
-    y = activated_convolution_3x3(x, *folded(conv, norm), "gelu", winograd=winograd)
-    return y if projection is None else projected(y, projection)
+    return activated_convolution_3x3(x, *folded(conv, norm), "gelu", winograd=winograd, projection=projection)
 
 
 def _spread(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from evkernels import ops
+from evkernels.ops.conv_3x3 import projected
 
 _ACTIVATIONS = {
     "none": nn.Identity,
@@ -203,12 +204,6 @@ def activated(x: Tensor, norm: nn.BatchNorm2d, activation: str, projection: Tens
     y, statistics = ops.batch_norm_activation(x, norm.weight, norm.bias, projection, activation, norm.eps)
     _update(norm, *statistics, y)
     return y
-
-
-def projected(x: Tensor, projection: Tensor) -> Tensor:
-    """A 1 x 1 convolution to one map [N, 1, H, W]: for channels_last a matrix product is faster than the library's."""
-    y = x.permute(0, 2, 3, 1).flatten(0, 2) @ projection
-    return y.view(len(x), 1, *x.shape[2:])
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def convolution_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, winog
     winograd = winograd and _pays(x, weight)
     if not _records(x, weight, bias):
         if winograd and _is_served(x, weight):
-            return _activated(x, weight, bias, None, "none")
+            return _activated(x, weight, bias, None, None, "none")
     elif weight.requires_grad and library.HAS_SLOW_WEIGHT_GRADIENT and _is_served(x, weight):
         return _plain(x, weight, bias, winograd)
     return functional.conv2d(x, weight, bias, padding=1)
@@ -37,15 +37,25 @@ def activated_convolution_3x3(
     activation: str,
     residual: Tensor | None = None,
     winograd: bool = True,
+    projection: Tensor | None = None,
 ) -> Tensor:
-    """`activation(conv2d(x, weight, bias, padding=1) + residual)` for a weight [Cout, Cin, 3, 3].
+    """`activation(conv2d(x, weight, bias, padding=1) + residual)` for a weight [Cout, Cin, 3, 3], and with a projection
+    [Cout] the sum of that times it over the channels, [N, 1, H, W].
 
     One op where no gradient is recorded and `winograd` is allowed and faster; else `convolution_3x3` and PyTorch's
     operators. `activation` is "none", "relu", "silu", "gelu", "gelu_tanh" or "sigmoid".
     """
-    if winograd and not _records(x, weight, bias, residual) and _pays(x, weight) and _is_served(x, weight):
-        return _activated(x, weight, bias, residual, activation)
-    return activated_in_place(convolution_3x3(x, weight, bias, winograd), activation, residual)
+    records = _records(x, weight, bias, residual, projection)
+    if winograd and not records and _pays(x, weight) and _is_served(x, weight):
+        return _activated(x, weight, bias, residual, projection, activation)
+    y = activated_in_place(convolution_3x3(x, weight, bias, winograd), activation, residual)
+    return y if projection is None else projected(y, projection)
+
+
+def projected(x: Tensor, projection: Tensor) -> Tensor:
+    """A 1 x 1 convolution to one map [N, 1, H, W]: for channels_last a matrix product is faster than the library's."""
+    y = x.permute(0, 2, 3, 1).flatten(0, 2) @ projection
+    return y.view(len(x), 1, *x.shape[2:])
 
 
 def activated_in_place(y: Tensor, activation: str, residual: Tensor | None = None) -> Tensor:
@@ -120,10 +130,16 @@ def _reference(x, weight, *_):
     return functional.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
 
 
-def _reference_activated(x, weight, bias, residual, activation):
+def _reference_activated(x, weight, bias, residual, projection, activation):
     y = functional.conv2d(x, weight, bias, padding=1)
     y = ACTIVATIONS[activation](y if residual is None else y + residual)
+    if projection is not None:
+        return functional.conv2d(y, projection.view(1, -1, 1, 1)).contiguous()
     return y.contiguous(memory_format=torch.channels_last)
+
+
+def _fake_activated(x, weight, bias, residual, projection, activation):
+    return _fake(x, weight) if projection is None else x.new_empty((x.shape[0], 1, *x.shape[2:]))
 
 
 def _fake(x, weight, *_):
@@ -138,7 +154,7 @@ def _plain_reference(x, weight, bias, winograd):
 
 def _plain_kernel(x, weight, bias, winograd):
     if winograd:
-        return _activated(x, weight, bias, None, "none")
+        return _activated(x, weight, bias, None, None, "none")
     return _plain_reference(x, weight, bias, winograd)
 
 
@@ -225,9 +241,10 @@ registration.define_composed(_forward, _reference)
 registration.define_gradient(_forward, setup_context=_setup_context, backward=_gradient)
 registration.forbid_gradient(_packed_weight, "it belongs to conv_3x3, which differentiates by its weight")
 _activated = registration.define(
-    "conv_3x3_activated(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation) -> Tensor",
+    "conv_3x3_activated(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? projection, str activation)"
+    " -> Tensor",
     reference=_reference_activated,
-    fake=_fake,
+    fake=_fake_activated,
 )
 registration.define_composed(_activated, _reference_activated)
 registration.forbid_gradient(_activated, "it is for inference; activated_convolution_3x3 chooses")
