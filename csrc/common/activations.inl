@@ -55,8 +55,8 @@ EVKERNELS_INLINE VecF exp(VecF x) {
 }
 // For x >= 1.
 EVKERNELS_INLINE VecF reciprocal(VecF x) { return 1.0f / x; }
-// exp(-x^2 / 2), zero where that is below 2^-126, in two thirds of exp's time: its argument is never positive, and as a
-// power of two, 2^n * 2^r, it needs no reduction by ln 2. n's bits are added to an exponent's, for 2^r is about 1. Of
+// exp(-x^2 / 2), zero where that is below 2^-126, in fewer operations than exp: its argument is never positive, and as
+// a power of two, 2^n * 2^r, it needs no reduction by ln 2. n's bits are added to an exponent's, for 2^r is about 1. Of
 // NaN it is any number: GELU and its derivative multiply x by it.
 EVKERNELS_INLINE VecF bell(VecF x) {
   const VecF zero = {};

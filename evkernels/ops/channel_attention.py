@@ -28,12 +28,12 @@ def channel_attention(x: Tensor, reduce_weight: Tensor, expand_weight: Tensor) -
         TypeError: if an argument is no tensor or its dtype is not that of `x`.
         ValueError: if shapes or devices disagree.
 
-    Means and network are computed in float64 on the CPU, the rest in float32 (float64 for float64). Kept for the
-    gradient are `x` and the means. The CPU kernel works in channels_last, other layouts are copied; without a kernel
-    PyTorch's operators compute. Under autocast all tensors are cast to the autocast dtype. Deterministic: on the CPU
-    the same bits for any number of threads. Differentiable to any order; double backward, forward mode and torch.func
-    run on the reference. Source: Hu et al. 2018 (arXiv:1709.01507), section 3, without biases and with a GELU, as in
-    EfficientConvLSTM.
+    On the CPU sums over tiles of pixels are added up, and the network is computed, in float64; the rest is in float32
+    (float64 for float64). Kept for the gradient are `x` and the means. The CPU kernel works in channels_last, other
+    layouts are copied; without a kernel PyTorch's operators compute. Under autocast all tensors are cast to the
+    autocast dtype. Deterministic: on the CPU the same bits for any number of threads. Differentiable to any order;
+    double backward, forward mode and torch.func run on the reference. Source: Hu et al. 2018 (arXiv:1709.01507),
+    section 3, without biases and with a GELU, as in EfficientConvLSTM.
     """
     checks.check_tensor("x", x)
     if x.dim() != 4 or x.numel() == 0:
