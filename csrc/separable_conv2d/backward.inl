@@ -84,7 +84,7 @@ static TileBuffers<Compute<T>> tile_buffers(Compute<T>* memory, const SeparableS
   // A vector behind each buffer, where blocks reach over the end.
   const int64_t inner = pixels * larger(packed_at<T>(nullptr, s).pitch, round_up(s.channels, kStep)) + 16;
   TileBuffers<Compute<T>> b;
-  b.outer_pitch = pitch_of(round_up(s.outputs, Arithmetic<T>::kLanes));
+  b.outer_pitch = outer_pitch<T>(s);
   const int64_t outer = pixels * larger(b.outer_pitch, round_up(s.outputs, kStep)) + 16;
   b.pre = memory;
   b.a = b.pre + inner;

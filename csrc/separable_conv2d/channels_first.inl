@@ -127,30 +127,25 @@ static PixelRange depthwise_first(const T* __restrict__ x, const Packed<R>& p, R
   return {sample, line * s.out_width + column, lines * columns};
 }
 
-// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds a tile, one panel of the output and a patch. The
-// result before its activation is kept in `pre`, which may be null.
+// Tiles [begin, end) of at most kPixelsFirst pixels. `buffer` holds a tile, its output and a patch. The result
+// before its activation is kept in `pre`, which may be null.
 template <class T>
 static void separable_conv2d_channels_first(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
                                             T* __restrict__ pre, Compute<T>* buffer, const SeparableShape& s,
                                             int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
   const int64_t C = s.channels, O = s.outputs, pixels = s.out_height * s.out_width;
   const Tiling t = tiling_of(s);
-  R* const panel = buffer + (C + 1) * kPitch;
-  R* const unpacked = panel + kPanel * round_up(O, kStep);
+  R* const output = buffer + (C + 1) * kPitch;
+  R* const unpacked = output + kPitch * round_up(O, kStep);
   for (int64_t tile = begin; tile < end; ++tile) {
     const auto [sample, first, count] = depthwise_first(x, p, buffer, unpacked, s, t, tile);
     activate_buffer<V>(s.activation, buffer, C * kPitch);
-    for (int64_t k = 0; k < count; k += kPanel) {
-      const int64_t columns = smaller(kPanel, count - k);
-      multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, buffer + k, kPitch, p.pointwise_bias, columns, C, panel,
-                                      kPanel);
-      const int64_t at = sample * O * pixels + first + k;
-      if (pre) convert_rows<V>((const R*)panel, kPanel, pre + at, pixels, O, columns);
-      activate_rows<V>(s.output_activation, panel, kPanel, y + at, pixels, O, columns);
-    }
+    multiply<Start::kRowBias, V, R>(p.pointwise, C, 1, O, buffer, kPitch, p.pointwise_bias, count, C, output, kPitch);
+    const int64_t at = sample * O * pixels + first;
+    if (pre) convert_rows<V>((const R*)output, kPitch, pre + at, pixels, O, count);
+    activate_rows<V>(s.output_activation, output, kPitch, y + at, pixels, O, count);
   }
 }

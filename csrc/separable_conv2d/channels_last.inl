@@ -17,23 +17,30 @@ EVKERNELS_INLINE V depthwise_pixel(const T* __restrict__ x, int64_t total, int64
   return sum;
 }
 
-// The same for `pixels` pixels that have all their taps, with the weights in registers. Pixels side by side share what
-// they load, and for 16-bit types convert, where their windows overlap.
-template <int pixels, int size, int stride, class T, class V, class R>
-EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int64_t channels, const V* weight, V bias,
-                                      R* __restrict__ a, int64_t a_stride) {
+// The same for `pixels` pixels side by side that have all their taps. They share their weights, and what they load, and
+// for 16-bit types convert, where their windows overlap.
+template <int pixels, int size, int stride, class T, class R>
+EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int64_t channels, const R* __restrict__ w,
+                                      int64_t w_stride, const R* __restrict__ bias, R* __restrict__ a,
+                                      int64_t a_stride) {
+  using V = typename Arithmetic<T>::Type;
   V sum[pixels];
 #pragma GCC unroll 4
-  for (int q = 0; q < pixels; ++q) sum[q] = bias;
+  for (int q = 0; q < pixels; ++q) sum[q] = load(bias);
 #pragma GCC unroll 5
   for (int ky = 0; ky < size; ++ky) {
-#pragma GCC unroll 9
+    V weight[size];
+#pragma GCC unroll 5
+    for (int kx = 0; kx < size; ++kx) weight[kx] = load(w + (ky * size + kx) * w_stride);
+    const T* at = x + ky * row;
+    asm("" : "+r"(at));
+#pragma GCC unroll 11
     for (int j = 0; j < (pixels - 1) * stride + size; ++j) {
-      const V value = load(x + ky * row + j * channels);
+      const V value = load(at + j * channels);
 #pragma GCC unroll 4
       for (int q = 0; q < pixels; ++q) {
         const int kx = j - q * stride;
-        if (kx >= 0 && kx < size) sum[q] += weight[ky * size + kx] * value;
+        if (kx >= 0 && kx < size) sum[q] += weight[kx] * value;
       }
     }
   }
@@ -41,20 +48,19 @@ EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int6
   for (int q = 0; q < pixels; ++q) store(a + q * a_stride, sum[q]);
 }
 
-// `count` of them; with `pixels` = 1 for any stride, of which `step` is the distance in memory.
-template <int pixels, int size, int stride, class T, class V, class R>
-static void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels,
-                            const R* __restrict__ w, int64_t w_stride, V bias, R* __restrict__ a, int64_t a_stride,
-                            int64_t count) {
-  V weight[size * size];
-#pragma GCC unroll 25
-  for (int k = 0; k < size * size; ++k) weight[k] = load(w + k * w_stride);
-  for (; count >= pixels; count -= pixels, x += pixels * step, a += pixels * a_stride) {
-    depthwise_block<pixels, size, stride>(x, row, channels, weight, bias, a, a_stride);
+// All channels of `count` pixels that have all their taps; with `pixels` = 1 for any stride, of which `step` is the
+// distance in memory. Channels are the inner loop: pixels lie a multiple of a power of two apart, so that a row of them
+// under one vector crowds into few sets of the first-level cache, which at 256 channels took four times as long.
+template <int pixels, int size, int stride, class T, class R>
+static void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels, const Packed<R>& p,
+                            R* __restrict__ a, int64_t count) {
+  for (; count >= pixels; count -= pixels, x += pixels * step, a += pixels * p.pitch) {
+    for (int64_t c = 0; c < channels; c += Arithmetic<T>::kLanes) {
+      depthwise_block<pixels, size, stride>(x + c, row, channels, p.depthwise + c, p.channels, p.depthwise_bias + c,
+                                            a + c, p.pitch);
+    }
   }
-  if constexpr (pixels > 1) {
-    depthwise_inner<1, size, 1>(x, step, row, channels, w, w_stride, bias, a, a_stride, count);
-  }
+  if constexpr (pixels > 1) depthwise_inner<1, size, 1>(x, step, row, channels, p, a, count);
 }
 
 // The depthwise result of the output pixels [first, first + count), without activation, into a [count, p.pitch].
@@ -79,33 +85,32 @@ static void depthwise_last(const T* __restrict__ x, const Packed<R>& p, R* __res
     const int64_t corner = ((sample * s.height + top) * s.width + column * s.stride - s.padding) * C;
     const bool all_rows = y_begin == 0 && y_end == K && (K == 3 || K == 5);
     const int64_t begin = all_rows ? smaller(larger(inner_begin - column, 0), length) : length;
-    const int64_t end = all_rows ? larger(smaller(inner_end - column, length), begin) : length;
-    for (int64_t c = 0; c < C; c += kLanes) {
-      const R* const w = p.depthwise + c;
-      const V bias = load(p.depthwise_bias + c);
-      R* const result = a + done * p.pitch + c;
-      const bool fits = corner + c + (end - 1) * step + (K - 1) * (row + C) + kLanes <= total;
-      const int64_t stop = fits ? end : begin;
-      if (begin < stop) {
-        const T* const source = x + corner + c + begin * step;
-        const auto call = [&](auto function) {
-          function(source, step, row, C, w, p.channels, bias, result + begin * p.pitch, p.pitch, stop - begin);
-        };
-        // What is not converted costs no more to load again: then one pixel serves, for any stride.
-        constexpr int kPixels = sizeof(T) == 2 ? 4 : 1, kStride = kPixels == 1 ? 1 : 2;
-        if (K == 5) {
-          call(depthwise_inner<1, 5, 1, T, V, R>);
-        } else if (kPixels == 1 || s.stride == 1) {
-          call(depthwise_inner<kPixels, 3, 1, T, V, R>);
-        } else {
-          call(depthwise_inner<kPixels, 3, kStride, T, V, R>);
-        }
+    int64_t end = all_rows ? larger(smaller(inner_end - column, length), begin) : length;
+    // The last vectors of the input's last pixels may reach behind its end.
+    const int64_t reached = corner - step + (K - 1) * (row + C) + round_up(C, kLanes);
+    while (end > begin && reached + end * step > total) --end;
+    R* const result = a + done * p.pitch;
+    if (begin < end) {
+      const auto call = [&](auto function) {
+        function(x + corner + begin * step, step, row, C, p, result + begin * p.pitch, end - begin);
+      };
+      if (K == 5) {
+        s.stride == 1 ? call(depthwise_inner<4, 5, 1, T, R>) : call(depthwise_inner<1, 5, 1, T, R>);
+      } else if (s.stride == 1) {
+        call(depthwise_inner<4, 3, 1, T, R>);
+      } else if (s.stride == 2) {
+        call(depthwise_inner<4, 3, 2, T, R>);
+      } else {
+        call(depthwise_inner<1, 3, 1, T, R>);
       }
-      for (int64_t k = begin == 0 ? stop : 0; k < length; k = k + 1 == begin ? stop : k + 1) {
-        const int64_t left = (column + k) * s.stride - s.padding;
-        const V sum = depthwise_pixel<T, V>(x, total, corner + c + k * step, row, C, w, p.channels, K, y_begin, y_end,
-                                            larger(0, -left), smaller(K, s.width - left), bias);
-        store(result + k * p.pitch, sum);
+    }
+    for (int64_t k = begin == 0 ? end : 0; k < length; k = k + 1 == begin ? end : k + 1) {
+      const int64_t left = (column + k) * s.stride - s.padding;
+      for (int64_t c = 0; c < C; c += kLanes) {
+        const V sum =
+            depthwise_pixel<T, V>(x, total, corner + c + k * step, row, C, p.depthwise + c, p.channels, K, y_begin,
+                                  y_end, larger(0, -left), smaller(K, s.width - left), (V)load(p.depthwise_bias + c));
+        store(result + k * p.pitch + c, sum);
       }
     }
   }
@@ -129,31 +134,27 @@ static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int
   return ahead;
 }
 
-// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds them and one panel of the output. The result before
-// its activation is kept in `pre`, which may be null.
+// Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds their depthwise results and their outputs: written
+// panel by panel, y's lines would be asked for too late, and waiting for them took a quarter of the time at 16 to 32
+// channels. The result before its activation is kept in `pre`, which may be null.
 template <class T>
 static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
                                            T* __restrict__ pre, Compute<T>* buffer, const SeparableShape& s,
                                            int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
   const int64_t C = s.channels, O = s.outputs, pixels = s.batch * s.out_height * s.out_width;
-  R* const panel = buffer + kPixelsLast * p.pitch;
+  const int64_t pitch = outer_pitch<T>(s);
+  R* const output = buffer + kPixelsLast * p.pitch;
   for (int64_t first = begin * kPixelsLast; first < smaller(end * kPixelsLast, pixels); first += kPixelsLast) {
     const int64_t count = smaller(kPixelsLast, pixels - first);
     depthwise_last(x, p, buffer, s, first, count);
     activate_buffer<V>(s.activation, buffer, count * p.pitch);
-    Ahead ahead =
-        input_ahead(x, s, first + kPixelsLast, kPixelsLast, kPixelsLast / kRows * round_up(O, kPanel) / kPanel * C);
-    for (int64_t o = 0; o < O; o += kPanel) {
-      const int64_t columns = smaller(kPanel, O - o);
-      multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
-                                         columns, C, panel, kPanel, &ahead);
-      const int64_t at = first * O + o;
-      if (pre) convert_rows<V>((const R*)panel, kPanel, pre + at, O, count, columns);
-      activate_rows<V>(s.output_activation, panel, kPanel, y + at, O, count, columns);
-    }
+    Ahead ahead = input_ahead(x, s, first + kPixelsLast, kPixelsLast, product_steps<V, R>(kPixelsLast, O, C));
+    multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, output, pitch,
+                                       &ahead);
+    if (pre) convert_rows<V>((const R*)output, pitch, pre + first * O, O, count, O);
+    activate_rows<V>(s.output_activation, output, pitch, y + first * O, O, count, O);
   }
 }

@@ -27,10 +27,8 @@ static int64_t separable_conv2d_tiles(const SeparableShape& s, bool channels_las
 // Elements that each thread needs.
 template <class T>
 static int64_t separable_conv2d_buffer_size(const SeparableShape& s, bool channels_last) {
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
-  return channels_last
-             ? kPixelsLast * (packed_at<T>(nullptr, s).pitch + kPanel)
-             : (s.channels + 1) * kPitch + kPanel * round_up(s.outputs, kStep) + separable_conv2d_patch_size(s);
+  return channels_last ? kPixelsLast * (packed_at<T>(nullptr, s).pitch + outer_pitch<T>(s))
+                       : (s.channels + 1 + round_up(s.outputs, kStep)) * kPitch + separable_conv2d_patch_size(s);
 }
 
 #include "separable_conv2d/backward.inl"

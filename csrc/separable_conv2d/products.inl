@@ -35,6 +35,12 @@ struct Packed {
 // Elements between the rows of a tile: rows a power of two apart would crowd into few sets of the first-level cache.
 EVKERNELS_INLINE int64_t pitch_of(int64_t columns) { return columns % 128 ? columns : columns + 16; }
 
+// Elements between the pixels of a channels_last tile of outputs.
+template <class T>
+EVKERNELS_INLINE int64_t outer_pitch(const SeparableShape& s) {
+  return pitch_of(round_up(s.outputs, Arithmetic<T>::kLanes));
+}
+
 template <class T>
 static Packed<Compute<T>> packed_at(Compute<T>* memory, const SeparableShape& s) {
   const int64_t channels = round_up(s.channels, Arithmetic<T>::kLanes);

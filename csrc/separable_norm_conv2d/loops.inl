@@ -45,8 +45,7 @@ static void add_moments(const R* __restrict__ rows, int64_t stride, int64_t coun
 template <class T>
 static int64_t norm_buffer_size(const SeparableShape& s) {
   const auto p = packed_at<T>(nullptr, s);
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
-  const int64_t inner = kPixelsBackward * p.pitch, outer = kPixelsBackward * larger(p.outputs, kPanel);
+  const int64_t inner = kPixelsBackward * p.pitch, outer = kPixelsBackward * larger(p.outputs, outer_pitch<T>(s));
   return 3 * inner + outer + (s.size * s.size + 1) * p.channels + larger(p.outputs, p.channels) + 64;
 }
 
@@ -94,11 +93,10 @@ static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T
                           Compute<T>* buffer, const SeparableShape& s, int64_t begin, int64_t end) {
   using R = Compute<T>;
   using V = typename Arithmetic<T>::Type;
-  constexpr int64_t kPanel = kVectors * Arithmetic<T>::kLanes;
   const Packed<R> p = packed_at<T>(packed, s);
-  const int64_t C = s.channels, O = s.outputs;
-  R* const panel = buffer + kPixelsBackward * p.pitch;
-  R* const reference = panel + kPixelsBackward * kPanel;
+  const int64_t C = s.channels, O = s.outputs, pitch = outer_pitch<T>(s);
+  R* const output = buffer + kPixelsBackward * p.pitch;
+  R* const reference = output + kPixelsBackward * pitch;
   R* const filters = reference + p.outputs;
   for (int64_t unit = begin; unit < end; ++unit) {
     const Packed<R> q = folded(p, norm.at(unit / norm_units(s)), s.size * s.size, filters);
@@ -109,14 +107,11 @@ static void norm_products(const T* x, Compute<T>* packed, const Affine<Compute<T
       depthwise_last(x, q, buffer, s, first, count);
       activate_buffer<V>(s.activation, buffer, count * p.pitch);
       Ahead ahead = input_ahead(x, s, first + count, kPixelsBackward, product_steps<V, R>(kPixelsBackward, O, C));
-      for (int64_t o = 0; o < O; o += kPanel) {
-        const int64_t columns = smaller(kPanel, O - o);
-        multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise + o * C, 0, p.pointwise_bias + o,
-                                           columns, C, panel, kPanel, &ahead);
-        for (int64_t j = 0; is_first && j < columns; ++j) to[o + j] = reference[o + j] = panel[j];
-        add_moments<V>((const R*)panel, kPanel, count, columns, (const R*)reference + o, to + O + o, to + 2 * O + o);
-        convert_rows<V>((const R*)panel, kPanel, pre + first * O + o, O, count, columns);
-      }
+      multiply<Start::kColumnBias, V, R>(buffer, p.pitch, 1, count, p.pointwise, 0, p.pointwise_bias, O, C, output,
+                                         pitch, &ahead);
+      for (int64_t o = 0; is_first && o < O; ++o) to[o] = reference[o] = output[o];
+      add_moments<V>((const R*)output, pitch, count, O, (const R*)reference, to + O, to + 2 * O);
+      convert_rows<V>((const R*)output, pitch, pre + first * O, O, count, O);
       is_first = false;
     });
   }
