@@ -115,12 +115,14 @@ class TestDepthwiseConv2d(DifferentiableOpContract):
         half = [value.bfloat16() if torch.is_tensor(value) else value for value in arguments]
         assert torch.equal(z, self.op(*half))
 
-    @pytest.mark.parametrize("activation", ["gelu_tanh", "sigmoid"])
+    @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "sigmoid"])
     def test_activations_far_from_zero(self, backend, activation):
-        x = torch.tensor([-1e38, -1e15, -90.0, -30.0, -6.0, -1e-30, 1e-30, 6.0, 30.0, 90.0, 1e15, 1e38, float("nan")])
-        arguments = (x.repeat(5).reshape(1, 1, 5, 13), torch.ones(1, 1, 1, 1), None, 1, 0, activation)
+        # e^-x leaves the range of float32 between 87 and 90.
+        x = [1e-30, 6.0, 30.0, 87.2, 87.4, 88.6, 88.8, 90.0, 1e15, 1e38]
+        x = torch.tensor([-value for value in x] + x + [float("nan")])
+        arguments = (x.repeat(5).reshape(1, 1, 5, 21), torch.ones(1, 1, 1, 1), None, 1, 0, activation)
         self.assert_like_eager(backend, arguments)
-        x, *rest = self.on(backend, (arguments[0][..., :12].contiguous(), *arguments[1:]))
+        x, *rest = self.on(backend, (arguments[0][..., :20].contiguous(), *arguments[1:]))
         (grad,) = torch.autograd.grad(self.op(x.requires_grad_(), *rest).sum(), x)
         finite = x.detach().double().clamp(-100, 100).requires_grad_()
         (expected,) = torch.autograd.grad(ACTIVATIONS[activation](finite).sum(), finite)

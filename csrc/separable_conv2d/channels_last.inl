@@ -51,7 +51,7 @@ EVKERNELS_INLINE void depthwise_block(const T* __restrict__ x, int64_t row, int6
 
 // All channels of `count` pixels that have all their taps; with `pixels` = 1 for any stride, of which `step` is the
 // distance in memory. Channels are the inner loop: a row of pixels under one vector crowds into few sets of the
-// first-level cache where the pixels lie a power of two apart, and took 1.5 times as long at 256 channels.
+// first-level cache where the pixels lie a power of two apart, and took 1.5 times as long at 256 channels (AVX2).
 template <int pixels, int size, int stride, class T, class R>
 static void depthwise_inner(const T* __restrict__ x, int64_t step, int64_t row, int64_t channels, const Packed<R>& p,
                             R* __restrict__ a, int64_t count) {
@@ -137,7 +137,7 @@ static Ahead input_ahead(const T* x, const SeparableShape& s, int64_t first, int
 
 // Tiles [begin, end) of kPixelsLast output pixels. `buffer` holds their depthwise results and their outputs: written
 // panel by panel, y's lines would be asked for too late, and waiting for them took a quarter of the time at 16 to 32
-// channels. The result before its activation is kept in `pre`, which may be null.
+// channels (AVX2). The result before its activation is kept in `pre`, which may be null.
 template <class T>
 static void separable_conv2d_channels_last(const T* __restrict__ x, Compute<T>* packed, T* __restrict__ y,
                                            T* __restrict__ pre, Compute<T>* buffer, const SeparableShape& s,
