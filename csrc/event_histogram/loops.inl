@@ -50,6 +50,16 @@ static int64_t lower_bound(const T* t, int64_t begin, int64_t end, int64_t bin, 
   return begin;
 }
 
+// Moves the cells of a block to the planes of their bins. I holds each event's time since t0: only AVX-512 converts 64
+// bits to float32 in vectors.
+template <class I, class T>
+EVKERNELS_INLINE void add_bins(const T* __restrict__ t, int64_t count, int64_t t0, float span, float bins,
+                               int64_t plane, int64_t* __restrict__ cell) {
+  int32_t bin[kBlock];
+  for (int64_t k = 0; k < count; ++k) bin[k] = event_bin((I)wrapping_difference(t[k], t0), span, bins);
+  for (int64_t k = 0; k < count; ++k) cell[k] += cell[k] < 0 ? 0 : bin[k] * plane;
+}
+
 // Planes are cleared together up to so many bytes.
 constexpr int64_t kTogether = 1 << 17;
 
@@ -86,25 +96,6 @@ class NextWindow {
   int64_t lines_;  // per block
 };
 
-// A block of events, as indices of counters.
-template <class C>
-struct Block {
-  int64_t cell[kBlock];
-  int64_t count = 0;
-  bool has_gaps = false;
-  C* counters = nullptr;
-
-  void prefetch() const {
-    if (count < kBlock) return;
-    for (int64_t k = 0; k < kBlock; ++k) __builtin_prefetch(counters + cell[k], 1);
-  }
-  void increment_all(C cutoff) const { increment(counters, cell, count, has_gaps, cutoff); }
-};
-
-// Without AVX-512 a block is counted when the next one has been read, its own counters being prefetched meanwhile: 0.6
-// to 1 of the time on a Zen 3.
-constexpr bool kWaits = EVKERNELS_LANES < 16;
-
 // Fills the bins [first_bin, last_bin) of the window of events [begin, end). Returns false, with the planes in any
 // state, if a timestamp met on the way is smaller than its predecessor. `next` is the window to be filled afterwards,
 // or null.
@@ -121,18 +112,18 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
   // Those who share a window search alike, so that each of its events is looked at whether it is sorted or not.
   int64_t event = first_bin == 0 ? begin : lower_bound(t, begin, end, first_bin, t0, span, bins);
   const int64_t last = last_bin == shape.bins ? end : lower_bound(t, begin, end, last_bin, t0, span, bins);
-  Block<C> blocks[2];
+  int64_t cell[kBlock];
   int64_t bin = first_bin, cleared = first_bin;
   const C cutoff = (C)shape.cutoff;
   // Kept here: other threads' sums are next to `dropped`.
   int64_t outside = 0;
   NextWindow next_window(next, 2 * shape.bins * plane * (int64_t)sizeof(C), end - begin);
-  for (int turn = 0; event < last; turn ^= kWaits) {
+  while (event < last) {
     const int64_t count = last - event < kBlock ? last - event : kBlock;
+    prefetch_columns(events, ordered, event, kBlock);
     // Each event is compared with its successor; the last one of the window has none.
     if (ordered && !is_block_sorted(t + event, event + count < end ? count : count - 1)) return false;
-    Block<C>& block = blocks[turn];
-    const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, block.cell);
+    const Gaps gaps = read_cells(events, map, plane, shape.bins * plane, event, count, cell);
     outside += gaps.out_of_range;
     next_window.prefetch_some();
     const int64_t bin_before = bin;
@@ -140,24 +131,15 @@ static bool fill_sorted(const T* t, EventColumns events, PixelMap map, Histogram
     bin = ordered ? event_bin(wrapping_difference(t[event + count - 1], t0), span, bins) : 0;
     if (bin >= last_bin) return false;
     cleared = clear_up_to(bin, cleared, last_bin, shape, window);
-    block.count = count;
-    block.has_gaps = gaps.any;
-    block.counters = window + (bin == bin_before ? bin * plane : 0);
-    for (int64_t k = 0; bin != bin_before && k < count; ++k) {
-      const int64_t own = event_bin(wrapping_difference(t[event + k], t0), span, bins);
-      block.cell[k] += block.cell[k] < 0 ? 0 : own * plane;
+    if (bin != bin_before) {
+      if (difference <= INT32_MAX) {
+        add_bins<int32_t>(t + event, count, t0, span, bins, plane, cell);
+      } else {
+        add_bins<int64_t>(t + event, count, t0, span, bins, plane, cell);
+      }
     }
-    if constexpr (kWaits) {
-      block.prefetch();
-      blocks[turn ^ 1].increment_all(cutoff);
-      blocks[turn ^ 1].count = 0;
-    } else {
-      block.increment_all(cutoff);
-    }
+    increment(window + (bin == bin_before ? bin * plane : 0), cell, count, gaps.any, cutoff);
     event += count;
-  }
-  if constexpr (kWaits) {
-    for (const Block<C>& block : blocks) block.increment_all(cutoff);
   }
   clear_up_to(last_bin - 1, cleared, last_bin, shape, window);
   dropped += outside;
@@ -174,19 +156,11 @@ static int64_t fill_rows(EventColumns events, PixelMap map, HistogramShape shape
     __builtin_memset(window + k * plane + first_row * shape.width, 0, rows * shape.width * sizeof(C));
   RowEvents<int64_t> own;
   int64_t dropped = 0;
-  Block<C> blocks[2];
-  int turn = 0;
+  int64_t cell[kBlock];
   const auto count_own = [&](int64_t first, int64_t count) {
-    Block<C>& block = blocks[turn];
-    const Gaps gaps = read_cells(own.columns(events), map, plane, plane, first, count, block.cell);
+    const Gaps gaps = read_cells(own.columns(events), map, plane, plane, first, count, cell);
     dropped += gaps.out_of_range;
-    block.count = count;
-    block.has_gaps = gaps.any;
-    block.counters = window;
-    block.prefetch();
-    turn ^= 1;
-    blocks[turn].increment_all((C)shape.cutoff);
-    blocks[turn].count = 0;
+    increment(window, cell, count, gaps.any, (C)shape.cutoff);
   };
   for (int64_t event = begin; event < end; event += kRowBlock) {
     const int64_t count = end - event < kRowBlock ? end - event : kRowBlock;
@@ -197,7 +171,6 @@ static int64_t fill_rows(EventColumns events, PixelMap map, HistogramShape shape
     own.remove(kRowRun);
   }
   for (int64_t k = 0; k < own.count; k += kBlock) count_own(k, own.count - k < kBlock ? own.count - k : kBlock);
-  for (const Block<C>& block : blocks) block.increment_all((C)shape.cutoff);
   return dropped;
 }
 

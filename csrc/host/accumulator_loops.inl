@@ -9,22 +9,6 @@
 // Long blocks, because each column's type is looked at per block and what is ahead of its end is not prefetched.
 constexpr int64_t kLongBlock = 512;
 
-static int64_t size_of(IntType type) {
-  switch (type) {
-    case IntType::kInt8:
-    case IntType::kUInt8:
-      return 1;
-    case IntType::kInt16:
-    case IntType::kUInt16:
-      return 2;
-    case IntType::kInt32:
-    case IntType::kUInt32:
-      return 4;
-    default:
-      return 8;
-  }
-}
-
 template <class T>
 static void gather(const char* from, int64_t stride, int64_t count, int64_t* block) {
   T* __restrict__ out = (T*)block;

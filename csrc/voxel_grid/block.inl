@@ -235,6 +235,19 @@ static __attribute__((noinline)) Gaps find_cells(const VoxelColumns& columns, co
                          : find_cells_of(columns, map, shape, first, count, sign, block);
 }
 
+// Asks for the columns of a block that is read some blocks later.
+template <class T, class R>
+EVKERNELS_INLINE void prefetch_block(const VoxelColumns& columns, int64_t first) {
+  const EventColumns& events = columns.events;
+  const int64_t real_size = columns.xy_type == RealType::kFloat32 ? 4 : 8;
+  const bool is_real = columns.xy_type != RealType::kNone;
+  prefetch_column(events.x, is_real ? real_size : size_of(events.x_type), first, kBlock);
+  prefetch_column(events.y, is_real ? real_size : size_of(events.y_type), first, kBlock);
+  prefetch_column(events.p, size_of(events.p_type), first, kBlock);
+  prefetch_column(events.t, sizeof(T), first, kBlock);
+  if (columns.weight) prefetch_column(columns.weight, sizeof(R), first, kBlock);
+}
+
 // Fills the block from event `first`. If its times are `ascending`, so are its bins.
 template <class T, class R>
 static Gaps read_block(const T* __restrict__ t, const VoxelColumns& columns, const PixelMap& map,
