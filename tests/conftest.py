@@ -6,6 +6,7 @@ by the emulation layer, the Triton kernels in the interpreter, and on a machine 
 kernels.
 """
 
+import gc
 import importlib
 import os
 import random
@@ -18,6 +19,8 @@ from pathlib import Path
 
 # Read when torch starts its threads: those that wait must not spin, or they starve the others on few or busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Inductor would start another process to compile in beside every test process.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 import torch
@@ -32,6 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import emulation
 
 from evkernels import backends
+
+# Until the tests are collected: none of the million objects that this leaves is garbage.
+gc.disable()
 
 if not backends.why_no_triton():
     # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
@@ -118,6 +124,12 @@ def recordings() -> Path:
     if not (folder / "npz").is_dir():
         pytest.skip(f"no recordings at {folder}: set EVKERNELS_DATA to a folder that has npz/ and original/")
     return folder
+
+
+def pytest_collection_finish(session):
+    """What is here stays until the end: to look through it for garbage takes a second each time."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header(config) -> list[str]:

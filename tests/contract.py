@@ -324,13 +324,18 @@ def to_device(arguments, device):
 
 
 def in_each_layout(arguments) -> list[tuple]:
-    """The arguments with all images contiguous, and all channels_last: PyTorch sums in another order in each."""
+    """The arguments with all images contiguous, and all channels_last: PyTorch sums in another order in each.
+
+    Without the layout that they have, and so without both if there are no images: the sums are the same.
+    """
 
     def images_in(layout):
         return lambda value: value.contiguous(memory_format=layout) if value.dim() == 4 else value
 
     layouts = (torch.contiguous_format, torch.channels_last)
-    return [tree_map_only(Tensor, images_in(layout), arguments) for layout in layouts]
+    others = [tree_map_only(Tensor, images_in(layout), arguments) for layout in layouts]
+    leaves, _ = tree_flatten(arguments)
+    return [same for same in others if any(a is not b for a, b in zip(leaves, tree_flatten(same)[0], strict=True))]
 
 
 def is_differentiable(value) -> bool:

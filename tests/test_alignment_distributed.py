@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import several_processes
 import torch
 import torch.distributed as dist
 
@@ -85,7 +86,7 @@ def of_two(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(work, (str(folder), port), nprocs=PROCESSES)
+    several_processes.run(work, (str(folder), port), PROCESSES)
     assert load_checkpoint(folder / "out" / "alignment" / "alignment.safetensors").config.hidden_dim == 16
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 

@@ -4,9 +4,9 @@ import gc
 from contextlib import contextmanager
 
 import pytest
+import several_processes
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from contract import DifferentiableOpContract, gradients, requiring_grad, to_device, weighted_sum, widened
 
@@ -449,5 +449,5 @@ def test_two_processes_equal_one(tmp_path):
     (sum(halves) / 2).backward()
     expected = [p.grad.clone() for p in cell.parameters()]
     cell.zero_grad()
-    mp.spawn(_train_on_a_share, (cell, x, str(tmp_path)), nprocs=2)
+    several_processes.run(_train_on_a_share, (cell, x, str(tmp_path)))
     torch.testing.assert_close(torch.load(tmp_path / "gradients.pt"), expected, rtol=1e-12, atol=1e-12)

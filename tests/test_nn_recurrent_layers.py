@@ -7,6 +7,7 @@ import pickle
 import socket
 
 import pytest
+import several_processes
 import torch
 from test_nn_recurrent import assert_published, eager_sequence, filled, flat, wave
 from torch import nn
@@ -348,7 +349,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(ddp_worker, (port, copy.deepcopy(layer), x, str(tmp_path)), nprocs=2)
+    several_processes.run(ddp_worker, (port, copy.deepcopy(layer), x, str(tmp_path)))
     layer(x)[0].square().mean().backward()
     expected = [parameter.grad for parameter in layer.parameters()]
     for rank in range(2):

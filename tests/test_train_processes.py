@@ -17,6 +17,7 @@ pytest.importorskip("omegaconf", reason="omegaconf is not installed")
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
+import several_processes
 from test_train import DETECTOR, rows, save_tree
 
 from evkernels.train import processes
@@ -105,7 +106,7 @@ def results(folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (folder, port), nprocs=2)
+    several_processes.run(work, (folder, port))
     return [torch.load(folder / f"results{rank}.pt") for rank in range(2)]
 
 
