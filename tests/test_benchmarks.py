@@ -25,8 +25,10 @@ from evkernels import backends
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KNOWN = registry.benchmarks()
-TINY = [case for benchmark in KNOWN.values() for case in cases(benchmark, [benchmark.tiny_shape])]
-GATES = [case for benchmark in KNOWN.values() for case in gates(benchmark)]
+# torch.compile's code is no provider here, and takes longer to ask for than most cases.
+NOT_COMPILED = [replace(benchmark, compiles=False) for benchmark in KNOWN.values()]
+TINY = [case for benchmark in NOT_COMPILED for case in cases(benchmark, [benchmark.tiny_shape])]
+GATES = [case for benchmark in NOT_COMPILED for case in gates(benchmark)]
 # The same two functions differ by up to this from run to run beside other work; a lost optimisation costs more.
 NOISE = 0.1
 

@@ -158,12 +158,18 @@ def test_a_planted_32_bit_product_is_found(tmp_path):
     assert [bool(int(count)) for count in process.stdout.split()] == [True, False, False]
 
 
-@pytest.mark.parametrize(("value", "count"), [("0", 1), ("1", 2)])
-def test_tuning_can_be_switched_off(value, count):
-    code = "from evkernels.triton_kernels.conv_lstm_1x1 import conv_lstm_1x1_step_kernel as k\n"
-    code += "print(len(k.configs), k.keys, k.cache_results)"
+TUNING = """
+import importlib, os
+kernels = importlib.import_module("evkernels.triton_kernels.conv_lstm_1x1")
+for value in "01":
+    os.environ["EVKERNELS_TRITON_AUTOTUNE"] = value
+    kernel = importlib.reload(kernels).conv_lstm_1x1_step_kernel
+    print(len(kernel.configs), kernel.keys, kernel.cache_results)
+"""
+
+
+def test_tuning_can_be_switched_off():
     # Not the switch of the interpreter, which never measures.
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "EVKERNELS_TRITON_AUTOTUNE": value}
-    environment["EVKERNELS_BACKEND"] = "reference"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert process.stdout == f"{count} ['inputs', 'channels'] True\n", process.stderr
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "EVKERNELS_BACKEND": "reference"}
+    process = subprocess.run([sys.executable, "-c", TUNING], capture_output=True, text=True, env=environment)
+    assert process.stdout.splitlines() == [f"{count} ['inputs', 'channels'] True" for count in (1, 2)], process.stderr
