@@ -145,8 +145,8 @@ def kernel(p, n, BLOCK: tl.constexpr, KIND: tl.constexpr):
 def test_a_planted_32_bit_product_is_found(tmp_path):
     folder = Path(__file__).parent
     text = f"import sys; sys.path.insert(0, {str(folder)!r})\nimport torch, triton, triton.language as tl\n"
-    text += "from triton_compile import _NoDevice, narrow_products\n" + PLANTED
-    text += "triton.runtime.driver.set_active(_NoDevice(80))\n"
+    text += "from triton_code import NoDevice, narrow_products\n" + PLANTED
+    text += "triton.runtime.driver.set_active(NoDevice(80))\n"
     text += "for kind in ('narrow', 'wide', 'remainder'):\n"
     text += "    compiled = kernel.warmup(torch.zeros(64), 60, BLOCK=64, KIND=kind, grid=(1,), enable_fp_fusion=True)\n"
     text += "    print(len(narrow_products(compiled.asm['ttir'])))\n"
