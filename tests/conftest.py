@@ -36,9 +36,6 @@ import emulation
 
 from evkernels import backends
 
-# Until the tests are collected: none of the million objects that this leaves is garbage.
-gc.disable()
-
 if not backends.why_no_triton():
     # Decides once between interpreter and compiler: before a test takes the switch away for a moment.
     importlib.import_module("evkernels.triton_kernels")
@@ -126,10 +123,20 @@ def recordings() -> Path:
     return folder
 
 
-def pytest_collection_finish(session):
-    """What is here stays until the end: to look through it for garbage takes a second each time."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """A million objects that stay until the end: to look through them for garbage takes a second each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure(config):
+    """What is left at the end is Python's to find."""
+    gc.unfreeze()
 
 
 def pytest_report_header(config) -> list[str]:

@@ -13,7 +13,6 @@ Triton's and NVIDIA's compilers go on to make of that is what they make of even 
 EVKERNELS_CHECK_ALL_GPUS=1 they do so where a kernel's budget says that few are left.
 """
 
-import gc
 import importlib
 import itertools
 import json
@@ -119,8 +118,6 @@ def main(architecture: int, is_thorough: bool) -> None:
         return launch
 
     triton.runtime.jit.KernelInterface.__getitem__ = compile_instead
-    # What is imported by now stays; the compilers' garbage is looked for without it.
-    gc.freeze()
     launch_all(architecture, is_thorough, now)
     compilers.shutdown()
     compiled: dict[str, Compiled] = {}
