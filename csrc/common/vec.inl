@@ -103,6 +103,17 @@ EVKERNELS_INLINE VecF load_partial(const float* p, int64_t count) {
 EVKERNELS_INLINE void store_partial(float* p, VecF v, int64_t count) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
 }
+#elif defined(__x86_64__) && EVKERNELS_LANES == 8
+EVKERNELS_INLINE __m256i first_lanes(int64_t count) {
+  const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (__m256i)(lane < (int32_t)count);
+}
+EVKERNELS_INLINE VecF load_partial(const float* p, int64_t count) {
+  return (VecF)_mm256_maskload_ps(p, first_lanes(count));
+}
+EVKERNELS_INLINE void store_partial(float* p, VecF v, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
+}
 #endif
 
 EVKERNELS_INLINE VecF splat(float x) {
