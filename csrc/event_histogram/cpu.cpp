@@ -1,7 +1,7 @@
 // Stacked event histograms on the CPU: tensors to pointers, threads, registration. The loops are in loops.inl.
 //
 // Threads share the bins of all windows, and the rows of a large window of one bin where windows are fewer than
-// threads: on two busy cores of a Zen 3 two threads are 1.3 to 1.9 times as fast as one there (`python -m benchmarks
+// threads: on two busy cores of a Zen 3 two threads are 1.3 to 2.5 times as fast as one there (`python -m benchmarks
 // threads event_histogram`). An image for each thread and the sum of them gained nothing.
 
 #include <torch/csrc/stable/library.h>
