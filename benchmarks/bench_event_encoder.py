@@ -8,7 +8,6 @@ it once more; the gradient reads and writes twice as much. Weights are few.
 import torch
 import torch.nn.functional as F
 
-from benchmarks.bench_separable_conv2d import HAS_AVX512
 from benchmarks.registry import Benchmark
 from evkernels.models import EventEncoder
 from evkernels.testing import tensor
@@ -87,8 +86,7 @@ BENCHMARKS = (
         eager=eager,
         inputs=inputs,
         shapes=SHAPES,
-        # Its blocks' stride is 2: see bench_separable_conv2d.
-        gate_shapes=SHAPES * HAS_AVX512,
+        gate_shapes=SHAPES,
         tiny_shape=(2, 17, 19),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,
