@@ -44,7 +44,7 @@ def test_convolution_and_gradients(layout, dtype, size):
 @pytest.fixture
 def slow_library(monkeypatch):
     """As on a processor whose library is slow at the gradient of a weight."""
-    monkeypatch.setattr(library, "HAS_SLOW_WEIGHT_GRADIENT", True)
+    monkeypatch.setattr(library, "HAS_AVX512", False)
 
 
 def is_ours(y):
@@ -92,8 +92,11 @@ class TestConvolution3x3:
         assert convolution_3x3(x[:0], weight).shape == (0, 6, 4, 5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert convolution_3x3(x, weight).dtype == torch.bfloat16
-        monkeypatch.setattr(library, "HAS_SLOW_WEIGHT_GRADIENT", False)
+        monkeypatch.setattr(library, "HAS_AVX512", True)
         assert not is_ours(convolution_3x3(x, weight))
+        x, weight = tensor(1, 16, 4, 5, layout="channels_last"), tensor(32, 16, 3, 3, seed=1).requires_grad_()
+        assert is_ours(convolution_3x3(x, weight))
+        assert not is_ours(convolution_3x3(x.bfloat16(), weight.bfloat16()))
 
     def test_of_plain_modules_alone(self, slow_library):
         x = tensor(1, 3, 4, 5, layout="channels_last")

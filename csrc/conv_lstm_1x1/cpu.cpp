@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1(Tensor x, Tensor h, Ten
     const auto packed = workspace<R>(EVKERNELS_CALL(conv_lstm_packed_size<T>, s));
     EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_pack, data<T>(weight), data<T>(bias), packed.get(), s);
     torch::stable::parallel_for(0, EVKERNELS_CALL(conv_lstm_tiles, s), 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<R>(EVKERNELS_CALL(conv_lstm_buffer_size<T>, s));
+      const auto buffer = zeroed_workspace<R>(EVKERNELS_CALL(conv_lstm_buffer_size<T>, s));
       EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_forward, pointers, packed.get(), buffer.get(), s, begin, end);
     });
   });
@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_1x1_backward(
     const int64_t groups = EVKERNELS_CALL(conv_lstm_groups, s);
     const auto sums = workspace<R>(groups * EVKERNELS_CALL(conv_lstm_sums_size<T>, s));
     torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = workspace<R>(EVKERNELS_CALL(conv_lstm_backward_buffer_size<T>, s));
+      const auto buffer = zeroed_workspace<R>(EVKERNELS_CALL(conv_lstm_backward_buffer_size<T>, s));
       EVKERNELS_CALL_PAIRS(T, pairs, conv_lstm_backward, pointers, packed.get(), panels.get(), sums.get(), buffer.get(),
                            s, begin, end);
     });

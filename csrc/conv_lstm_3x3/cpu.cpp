@@ -256,6 +256,7 @@ std::tuple<Tensor, Tensor> conv_3x3_weight_gradient(Tensor grad, Tensor x, Tenso
     using T = typename decltype(type)::type;
     using R = Compute<T>;
     const auto buffer = workspace<R>(EVKERNELS_CALL(gradient_buffer_size<R>, s));
+    EVKERNELS_CALL(gradient_clear, buffer.get(), s);
     const std::vector<T> zeros(std::max({s.inputs[0], s.inputs[1], s.channels}));
     const T* const both[2] = {data<T>(x), data<T>(h)};
     const int64_t panels = EVKERNELS_CALL(gradient_panels<R>, s), chunk = EVKERNELS_CALL(gradient_chunk<R>, s);

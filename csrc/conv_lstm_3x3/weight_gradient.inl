@@ -11,11 +11,15 @@
 // On one thread of a Zen 3 direct sums, a vector of input channels by the three taps of a row in the register block,
 // took at least 1.3 times as long for 24 or 48 input channels and 1.5 to 1.7 times for 96 or 192, though they ran as
 // fast as a large matrix product. PyTorch's library takes 1.2 to 1.5 times as long as those on contiguous maps, to
-// which these would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 the library has not been found
-// slow and is used.
+// which these would have to be copied, and 2.3 to 6 times in channels_last. With AVX-512 it takes 1.3 to 1.75 times as
+// long as this file in channels_last from 24 channels each way on; with fewer the library is used (ops/library.py).
 
 // Vectors of output channels of a panel.
 constexpr int kGradientVectors = EVKERNELS_LANES == 16 ? 4 : 2;
+// Input channels of a register block beside so many of them. With AVX-512 they divide a vector, so that no block
+// computes more than there is: 0.8 to 0.95 of the time of kMostSums / vectors.
+template <int vectors>
+constexpr int kGradientRows = EVKERNELS_LANES == 16 ? (vectors == 3 ? 8 : 16 / vectors) : kMostSums / vectors;
 
 template <class R>
 struct GradientSizes {
@@ -30,7 +34,7 @@ struct GradientSizes {
   EVKERNELS_LOOP_BODY explicit GradientSizes(const WinogradShape& s) {
     for (int k = 0; k < 2; ++k) columns[k] = round_up(s.inputs[k], kLanes);
     const int64_t input_row = columns[0] + columns[1];
-    rows = round_up(input_row, kMostRows);
+    rows = round_up(input_row, kGradientRows<1>);
     vectors = (s.channels + kLanes - 1) / kLanes;
     panels = (vectors + kGradientVectors - 1) / kGradientVectors;
     const int64_t grad_row = vectors * kLanes;
@@ -54,6 +58,13 @@ struct GradientSizes {
   EVKERNELS_LOOP_BODY int64_t sums_place() const { return vectors * kLanes * rows; }
 };
 
+// Zeros where a register block reads beyond what is written: leftovers of other computations may be subnormal numbers,
+// see common/workspace.h.
+template <class R>
+static void gradient_clear(R* buffer, const WinogradShape& s) {
+  const GradientSizes<R> sizes(s);
+  if (sizes.rows > sizes.columns[0] + sizes.columns[1]) __builtin_memset(buffer, 0, sizes.inputs_size() * sizeof(R));
+}
 template <class R>
 static int64_t gradient_chunk(const WinogradShape& s) {
   return GradientSizes<R>(s).chunk;
@@ -142,7 +153,7 @@ template <int vectors, class R>
 static void gradient_product(const R* __restrict__ input, int64_t input_square, const R* __restrict__ grad,
                              int64_t grad_square, int64_t squares, int64_t rows, bool before, R* __restrict__ sums) {
   using V = typename Arithmetic<R>::Type;
-  constexpr int kRows = kMostSums / vectors;
+  constexpr int kRows = kGradientRows<vectors>;
   constexpr int64_t kLanes = Arithmetic<R>::kLanes;
   for (int64_t first = 0; first < rows; first += kRows, sums += kRows * vectors * kLanes) {
     V sum[kRows][vectors] = {};

@@ -46,10 +46,10 @@ struct WinogradSizes {
     panels = (vectors + kPanelVectors - 1) / kPanelVectors;
     row = round_up(s.inputs[0] + round_up(s.inputs[1], kLanes) + kLanes, kLanes);
     // Of few channels the 16 places of a block should stay in the first-level cache: 1.05 to 1.2 times as fast without
-    // AVX-512, with which it is not tried. Of many, a place of the block, block x depth, should only leave room in the
-    // second-level cache for the weights that it meets: they are read once per block, and small blocks take 1.4 times
-    // as long with 512 inputs.
-    const bool few = EVKERNELS_LANES != 16 && depth <= 128;
+    // AVX-512, 1.02 to 1.1 times with it, there only while all weights fit the second-level cache beside them. Of many,
+    // a place of the block, block x depth, should only leave room in the second-level cache for the weights that it
+    // meets: they are read once per block, and small blocks take 1.4 times as long with 512 inputs.
+    const bool few = depth <= 128 && (EVKERNELS_LANES != 16 || 16 * depth * vectors * kLanes <= int64_t{1} << 18);
     const int64_t fitting = few ? kMostRows : (int64_t{1} << 16) / row / kMostRows * kMostRows;
     const int64_t most = fitting < kMostRows ? kMostRows : smaller(fitting, 5 * kMostRows);
     // Blocks of nearly one size, at least one.
@@ -303,6 +303,13 @@ EVKERNELS_INLINE void winograd_squares(const WinogradInput<R> (&inputs)[2], cons
   __builtin_memset(zeros, 0, sizes.row * sizeof(R));
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index * sizes.block, count = smaller(sizes.block, m.squares() - first);
+    if (index == begin && count < sizes.block) {
+      // Register blocks reach beyond the last square: leftovers of other computations may be subnormal numbers there.
+      for (int64_t at = 0; at < 16; ++at) {
+        __builtin_memset(buffer + at * sizes.place() + count * sizes.row, 0,
+                         (sizes.block - count) * sizes.row * sizeof(R));
+      }
+    }
     const SquarePlace start(m, first);
     SquarePlace place = start;
     for (int64_t square = 0; square < count; ++square, place.advance(m)) {

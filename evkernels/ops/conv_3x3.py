@@ -2,7 +2,7 @@
 is transformed once for all steps of a sequence, and one with what follows it, for inference.
 
 On the CPU the latter two are csrc/conv_lstm_3x3/winograd.inl's, as is the gradient of the input. The gradient of a
-weight is csrc/conv_lstm_3x3/weight_gradient.inl's without AVX-512, else the library's.
+weight is csrc/conv_lstm_3x3/weight_gradient.inl's where the library is slower, else the library's.
 """
 
 import torch
@@ -16,16 +16,16 @@ from evkernels.reference.depthwise_conv2d import ACTIVATIONS
 def convolution_3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, winograd: bool = False) -> Tensor:
     """`functional.conv2d(x, weight, bias, padding=1)` for a weight [Cout, Cin, 3, 3].
 
-    Where PyTorch's gradient of the weight is slow, on processors without AVX-512, and x is float32 or float64 in
-    channels_last, that gradient is our kernel's, which is closer to float64's. The numbers are PyTorch's, unless
-    `winograd` lets the convolution and the gradient of x be Winograd's where that is faster: F(2x2, 3x3), with up to
-    four times the rounding error. Differentiable to any order.
+    Where PyTorch's gradient of the weight is slow, that is with at least 512 pairs of channels or without AVX-512, and
+    x is float32 or float64 in channels_last, that gradient is our kernel's, which is closer to float64's. The numbers
+    are PyTorch's, unless `winograd` lets the convolution and the gradient of x be Winograd's where that is faster:
+    F(2x2, 3x3), with up to four times the rounding error. Differentiable to any order.
     """
     winograd = winograd and _pays(x, weight)
     if not _records(x, weight, bias):
         if winograd and _is_served(x, weight):
             return _activated(x, weight, bias, None, None, "none")
-    elif weight.requires_grad and library.HAS_SLOW_WEIGHT_GRADIENT and _is_served(x, weight):
+    elif weight.requires_grad and library.has_slow_weight_gradient(weight) and _is_served(x, weight):
         return _plain(x, weight, bias, winograd)
     return functional.conv2d(x, weight, bias, padding=1)
 
@@ -211,7 +211,7 @@ def _gradient(ctx, grad):
         return d_x, d_weight, None, None
     if need_x:
         d_x = _input_gradient(grad, weight, packed if packed.numel() else None)
-    if need_weight and library.HAS_SLOW_WEIGHT_GRADIENT and grad.device.type == "cpu":
+    if need_weight and library.has_slow_weight_gradient(weight):
         d_weight, _ = torch.ops.evkernels.conv_3x3_weight_gradient(grad, x, x[:, :0])
     elif need_weight:
         maps = grad.contiguous(), x.contiguous()

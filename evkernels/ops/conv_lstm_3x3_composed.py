@@ -114,13 +114,13 @@ class InputGradient:
 class ParameterGradients:
     """Gradients of a 3x3 convolution's weight and bias, as far as wanted, summed up step by step.
 
-    On the CPU without AVX-512 the weight's is our kernel, see csrc/conv_lstm_3x3/weight_gradient.inl. Elsewhere it is
+    The weight's is our kernel where the library is slower, see csrc/conv_lstm_3x3/weight_gradient.inl. Elsewhere it is
     the library's; one call of that over all frames took 1.15 times as long at 64 channels and 45x80 pixels, and needs
     the gradients of all steps side by side.
     """
 
     def __init__(self, weight: Tensor, wanted: list[bool]):
-        self.by_kernel = library.HAS_SLOW_WEIGHT_GRADIENT and weight.device.type == "cpu"
+        self.by_kernel = library.has_slow_weight_gradient(weight)
         layout = torch.contiguous_format if self.by_kernel else torch.channels_last
         self.weight = weight.contiguous(memory_format=layout)
         wide = torch.promote_types(weight.dtype, torch.float32)
