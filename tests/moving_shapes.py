@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from test_preprocess import save_h5
+from preprocess_files import save_h5
 from test_preprocess_labels import BOX
 
 from evkernels.events import simulate

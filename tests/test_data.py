@@ -10,7 +10,7 @@ pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
 import h5py
-from test_preprocess import random_events, save_h5
+from preprocess_files import random_events, save_h5
 from test_preprocess_labels import boxes
 
 from evkernels.__main__ import main

@@ -1,77 +1,19 @@
 """event_histogram: the contract of every op, and what is special to this one."""
 
-import hashlib
-import json
-from itertools import pairwise, product
+from itertools import product
 
-import numpy as np
 import pytest
 import torch
 from contract import OpContract
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from event_histograms import INTEGERS, by_index, eager, eager_counts, events, fused, strided
 from torch import Tensor
 
-from evkernels import ops, use_backend
+from evkernels import ops
 from evkernels.backends import has_compiled_kernel
 from evkernels.reference.event_histogram import LARGEST_COUNT
 
-INTEGERS = (
-    torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
-)  # fmt: skip
-
 # Widths around the limits of 16-bit columns.
 WIDE = (2**15 - 1, 2**15, 40_000, 2**16 - 1, 2**16, 70_000)
-
-
-def eager(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
-    counts = eager_counts(x, y, t, p, offsets, bins, height, width)
-    return counts.clamp(max=255 if count_cutoff is None else count_cutoff).to(torch.uint8)
-
-
-def eager_counts(x, y, t, p, offsets, bins, height, width):
-    """Counts window by window with numpy's unbuffered addition; events out of range are left out."""
-    bounds = [0, x.numel()] if offsets is None else offsets.tolist()
-    x, y, t, p = (column.cpu().numpy().astype(np.int64) for column in (x, y, t, p))
-    counts = np.zeros((len(bounds) - 1, 2, bins, height, width), np.int64)
-    for window, (begin, end) in enumerate(pairwise(bounds)):
-        if begin == end:
-            continue
-        times = t[begin:end]
-        since = (times - times.min()).astype(np.float32)
-        span = np.float32(max(times.max() - times.min(), 1))
-        time_bin = np.minimum(np.floor(since / span * np.float32(bins)), bins - 1).astype(np.int64)
-        columns = x[begin:end], y[begin:end], p[begin:end]
-        inside = (columns[0] >= 0) & (columns[0] < width) & (columns[1] >= 0) & (columns[1] < height)
-        inside &= np.isin(columns[2], (-1, 0, 1))
-        index = (columns[2] > 0, time_bin, columns[1], columns[0])
-        np.add.at(counts[window], tuple(part[inside].astype(np.int64) for part in index), 1)
-    shape = (2 * bins, height, width)
-    return torch.from_numpy(counts).view(shape if offsets is None else (len(bounds) - 1, *shape))
-
-
-def fused(x, y, t, p, offsets, bins, height, width, count_cutoff=None):
-    return ops.event_histogram(
-        x, y, t, p, bins=bins, height=height, width=width, count_cutoff=count_cutoff, offsets=offsets
-    )
-
-
-def events(count, height=7, width=9, dtype=torch.int16, start=0, duration=5000, seed=0, ordered=True):
-    """Random x, y in `dtype`, t int64 and p uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, width, (count,), generator=generator).to(dtype)
-    y = torch.randint(0, height, (count,), generator=generator).to(dtype)
-    t = torch.randint(0, duration, (count,), generator=generator) + start
-    p = torch.randint(0, 2, (count,), generator=generator).to(torch.uint8)
-    return x, y, t.sort().values if ordered else t, p
-
-
-def strided(column: Tensor, layout: str) -> Tensor:
-    if layout == "every_second":
-        return torch.stack([column, column], dim=1).flatten()[1::2]
-    if layout == "expanded":
-        return column[:1].expand(column.shape)
-    return column
 
 
 class TestEventHistogram(OpContract):
@@ -374,79 +316,3 @@ def swapped(count: int, first: int) -> Tensor:
     order = torch.arange(count)
     order[first], order[count - 1] = count - 1, first
     return order
-
-
-def by_index(column: Tensor, order: Tensor) -> Tensor:
-    """column[order] for the unsigned dtypes too, which PyTorch does not index."""
-    return torch.from_numpy(column.numpy()[order.numpy()])
-
-
-@st.composite
-def event_lists(draw):
-    """Small event lists full of duplicates, coordinates out of range and disorder."""
-    count = draw(st.integers(0, 40))
-    column = lambda low, high: draw(st.lists(st.integers(low, high), min_size=count, max_size=count))  # noqa: E731
-    start = draw(st.sampled_from([0, -50, 1_600_000_000_000_000]))
-    return column(-1, 4), column(-1, 3), [start + step for step in column(0, 30)], column(-1, 2)
-
-
-def tensors(lists) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(column, dtype=torch.int64) for column in lists)
-
-
-class TestProperties:
-    """For any events; on the CPU kernels or, without them, the reference."""
-
-    @settings(max_examples=200, deadline=None)
-    @given(event_lists(), st.integers(1, 6), st.randoms(use_true_random=False))
-    def test_mass_and_permutation(self, lists, bins, random):
-        x, y, t, p = tensors(lists)
-        histogram = fused(x, y, t, p, None, bins, 3, 4)
-        inside = (x >= 0) & (x < 4) & (y >= 0) & (y < 3) & (p <= 1)
-        assert histogram.sum() == inside.sum()
-        assert torch.equal(histogram, eager(x, y, t, p, None, bins, 3, 4))
-        order = random.sample(range(len(x)), len(x))
-        assert torch.equal(fused(x[order], y[order], t[order], p[order], None, bins, 3, 4), histogram)
-        with use_backend("reference"):
-            assert torch.equal(fused(x, y, t, p, None, bins, 3, 4), histogram)
-
-    @settings(max_examples=100, deadline=None)
-    @given(event_lists(), st.lists(st.integers(0, 40), max_size=5))
-    def test_batch_equals_its_windows(self, lists, cuts):
-        x, y, t, p = tensors(lists)
-        bounds = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
-        batch = fused(x, y, t, p, torch.tensor(bounds), 3, 3, 4)
-        for window, (begin, end) in enumerate(pairwise(bounds)):
-            alone = fused(x[begin:end], y[begin:end], t[begin:end], p[begin:end], None, 3, 3, 4)
-            assert torch.equal(batch[window], alone)
-
-    @settings(max_examples=100, deadline=None)
-    @given(event_lists(), st.integers(0, 40), st.integers(1, 255))
-    def test_parts_add_up_and_cutoff_clamps(self, lists, cut, cutoff):
-        """One time bin, where a part's own duration plays no role."""
-        x, y, t, p = tensors(lists)
-        whole = fused(x, y, t, p, None, 1, 3, 4)
-        parts = [fused(x[s], y[s], t[s], p[s], None, 1, 3, 4) for s in (slice(cut), slice(cut, None))]
-        assert torch.equal(parts[0] + parts[1], whole)
-        assert torch.equal(fused(x, y, t, p, None, 1, 3, 4, cutoff), whole.clamp(max=cutoff))
-
-
-RECORDINGS = (
-    "slider_depth", "dynamic_rotation", "shapes_rotation", "dvs128_garfield", "dvs128_stripes", "aedat4_davis346",
-    "evt2_expelliarmus", "evt3_expelliarmus", "dsec_000069", "dsec_000079", "dsec_000099", "ncars",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RECORDINGS)
-def test_real_recordings(recordings, name):
-    """Equal to numpy's counts in RVT's configuration, and to the published hash of the counts per pixel."""
-    facts = json.loads((recordings / "facts.json").read_text())[name]
-    with np.load(recordings / "npz" / f"{name}.npz") as file:
-        x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
-        height, width = int(file["height"]), int(file["width"])
-    assert torch.equal(fused(x, y, t, p, None, 10, height, width, 10), eager(x, y, t, p, None, 10, height, width, 10))
-    counts = ops.event_histogram(x, y, t, p, bins=1, height=height, width=width, dtype=torch.int32)
-    assert hashlib.sha256(counts.numpy().tobytes()).hexdigest() == facts["hist_sha256"]
-    assert torch.equal(fused(x, y, t, p, None, 1, height, width), counts.clamp(max=255).to(torch.uint8))
-    offsets = torch.tensor([0, x.numel() // 3, x.numel()])
-    assert torch.equal(fused(x, y, t, p, offsets, 5, height, width), eager(x, y, t, p, offsets, 5, height, width))

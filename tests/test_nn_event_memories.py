@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_event_histogram import events
+from event_histograms import events
 
 from evkernels.events import EventBatch
 from evkernels.nn import AveragedTimeSurface, TimeOrderedRecentEvents

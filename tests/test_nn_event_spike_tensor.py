@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_event_histogram import events
+from event_histograms import events
 
 from evkernels.nn import EventSpikeTensor
 from evkernels.nn.event_spike_tensor import ValueLayer

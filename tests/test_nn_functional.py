@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_event_histogram import events
+from event_histograms import events
 
 from evkernels import nn, ops
 from evkernels.events import EventBatch

@@ -7,7 +7,7 @@ pytest.importorskip("h5py", reason="h5py is not installed")
 pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
-from test_preprocess import FOLDER, expected, frames, random_events, save_h5
+from preprocess_files import FOLDER, expected, frames, random_events, save_h5
 
 from evkernels.__main__ import main
 from evkernels.events import RecordingError

@@ -12,7 +12,7 @@ pytest.importorskip("h5py", reason="h5py is not installed")
 pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
-from test_preprocess import COLUMNS, frames, random_events, save_h5, save_npz
+from preprocess_files import COLUMNS, frames, random_events, save_h5, save_npz
 from test_preprocess_labels import boxes
 
 from evkernels import nn, ops

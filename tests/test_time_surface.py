@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from contract import OpContract
+from event_histograms import INTEGERS, by_index, event_lists, events, strided, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_event_histogram import INTEGERS, by_index, event_lists, events, strided, tensors
 from torch import Tensor
 
 from evkernels import ops, use_backend

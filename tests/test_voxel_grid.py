@@ -1,93 +1,21 @@
 """voxel_grid: the contract of every op, and what is special to this one."""
 
-import json
 from functools import partial
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from contract import DifferentiableOpContract, to_device
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
+from voxel_grids import CONVENTIONS, eager, events, fused
 
-from evkernels import ops, reference, use_backend
+from evkernels import ops, reference
 from evkernels.backends import has_compiled_kernel
 from evkernels.nn import EventNormalization
 from evkernels.testing import assert_matches
 
-CONVENTIONS = ("e2vid", "tonic", "dsec", "openeb", "event_utils", "eseg", "eseg_split")
 INTEGERS = (
     torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
 )  # fmt: skip
-
-
-def fused(x, y, t, weight, p, bounds, bins, height, width, convention="e2vid", **more):
-    offsets = None if bounds is None else torch.tensor(bounds, device=x.device)
-    return ops.voxel_grid(
-        x, y, t, p, bins=bins, height=height, width=width, convention=convention, weight=weight, offsets=offsets, **more
-    )
-
-
-def eager(x, y, t, weight, p, bounds, bins, height, width, convention="e2vid", parts=1):
-    """Window by window, as a product of dense shares of every column, row and bin: nothing in common with the op."""
-    rest = bins, height, width, convention, parts
-    if bounds is None:
-        return window_grid(x, y, t, weight, p, *rest)
-    windows = [slice(begin, end) for begin, end in pairwise(bounds)]
-    grids = [window_grid(x[s], y[s], t[s], None if weight is None else weight[s], p[s], *rest) for s in windows]
-    return torch.stack(grids) if grids else window_grid(x, y, t, weight, p, *rest)[None][:0]
-
-
-def window_grid(x, y, t, weight, p, bins, height, width, convention, parts):
-    dtype = torch.float32 if weight is None else weight.dtype
-    p = p.long()
-    split = convention == "eseg_split"
-    if t.shape[0] == 0:
-        return torch.zeros((1 + split) * bins, height, width, dtype=dtype)
-    of_zero = 0 if convention in ("event_utils", "eseg") else -1
-    value = torch.where((p < -1) | (p > 1), 0, torch.where(p == 0, of_zero, p))
-    value = (value.abs() if split else value).to(dtype)
-    in_time = time_shares(t, bins, convention).to(dtype) * (value if weight is None else value * weight)[:, None]
-    if split:
-        in_time = torch.cat([in_time * (p > 0)[:, None], in_time * (p <= 0)[:, None]], dim=1)
-    factors = in_time, shares(y, height).to(dtype), shares(x, width).to(dtype)
-    chunks = zip(*(factor.chunk(parts) for factor in factors), strict=True)
-    return sum(torch.einsum("eb,eh,ew->bhw", *chunk) for chunk in chunks)
-
-
-def shares(coordinate, size):
-    """How much of each of `size` places belongs to a coordinate, float64 [E, size]."""
-    coordinate = coordinate if coordinate.is_floating_point() else coordinate.long()
-    return (1 - (coordinate.double()[:, None] - torch.arange(size)).abs()).clamp(min=0)
-
-
-def time_shares(t, bins, convention):
-    t = t if t.is_floating_point() else t.long()
-    since, span = (t - t.min()).double(), (t.max() - t.min()).double()
-    scale = bins - 1 if convention in ("e2vid", "dsec", "event_utils") else bins
-    position = since * scale / torch.where(span > 0, span, torch.ones_like(span))
-    if convention in ("eseg", "eseg_split"):
-        if not t.is_floating_point():
-            # In integers, where no quotient can be rounded up to the next bin.
-            position = (t - t.min()) * bins // (t.max() - t.min()).clamp(min=1)
-        return shares(position.detach().floor().clamp(max=bins - 1), bins)
-    if convention == "openeb":
-        position = (position - 0.5).abs().clamp(max=bins - 1)
-    return shares(position, bins)
-
-
-def events(count, height=7, width=9, start=0, duration=5000, seed=0, ordered=True, dtype=torch.int16):
-    """Random x, y in `dtype`, sub-pixel and partly outside if that is floating, t int64 and p in -1, 0, 1."""
-    generator = torch.Generator().manual_seed(seed)
-    if dtype.is_floating_point:
-        x, y = (torch.rand(count, generator=generator, dtype=dtype) * (n + 1) - 1 for n in (width, height))
-    else:
-        x, y = (torch.randint(0, n, (count,), generator=generator).to(dtype) for n in (width, height))
-    t = torch.randint(0, duration, (count,), generator=generator) + start
-    p = torch.randint(-1, 2, (count,), generator=generator).to(torch.int8)
-    return x, y, t.sort().values if ordered else t, p
 
 
 def sample(count, bins, height, width, convention, bounds, dtype, layout, sub_pixel=False, float_time=False, seed=0):
@@ -408,67 +336,3 @@ def check(backend, x, y, t, weight, p, bounds, *rest):
     actual = fused(*to_device((x, y, t, weight, p), backend.device), bounds, *rest).cpu()
     widened = torch.ones(x.shape, dtype=torch.float64) if weight is None else weight.double()
     assert_matches(actual, eager(x, y, t, widened, p, bounds, *rest), eager(x, y, t, weight, p, bounds, *rest))
-
-
-@st.composite
-def event_lists(draw):
-    """Small event lists full of duplicates, coordinates out of range and disorder."""
-    count = draw(st.integers(0, 40))
-    column = lambda low, high: draw(st.lists(st.integers(low, high), min_size=count, max_size=count))  # noqa: E731
-    start = draw(st.sampled_from([0, -50, 1_600_000_000_000_000]))
-    lists = column(-1, 4), column(-1, 3), [start + step for step in column(0, 30)], column(-1, 2)
-    return tuple(torch.tensor(values, dtype=torch.int64) for values in lists)
-
-
-class TestProperties:
-    """For any events; on the CPU kernels or, without them, the reference."""
-
-    @settings(max_examples=100, deadline=None)
-    @given(event_lists(), st.integers(1, 6), st.sampled_from(CONVENTIONS), st.lists(st.integers(0, 40), max_size=4))
-    def test_matches_reference_and_windows(self, columns, bins, convention, cuts):
-        x, y, t, p = columns
-        bounds = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
-        batch = fused(x, y, t, None, p, bounds, bins, 3, 4, convention)
-        with use_backend("reference"):
-            torch.testing.assert_close(batch, fused(x, y, t, None, p, bounds, bins, 3, 4, convention))
-        for window, (begin, end) in enumerate(pairwise(bounds)):
-            part = slice(begin, end)
-            alone = fused(x[part], y[part], t[part], None, p[part], None, bins, 3, 4, convention)
-            assert torch.equal(batch[window], alone)
-
-    @settings(max_examples=100, deadline=None)
-    @given(event_lists(), st.integers(1, 6), st.integers(0, 40))
-    def test_mass_and_parts(self, columns, bins, cut):
-        """The sum is that of the polarities; two halves of the weights add up."""
-        x, y, t, p = columns
-        inside = (x >= 0) & (x < 4) & (y >= 0) & (y < 3) & (p <= 1)
-        for convention in ("e2vid", "openeb", "eseg_split"):
-            signs = torch.ones_like(p) if convention == "eseg_split" else torch.where(p == 1, 1, -1)
-            grid = fused(x, y, t, torch.ones(len(x)).double(), p, None, bins, 3, 4, convention)
-            torch.testing.assert_close(grid.sum(), signs[inside].sum().double())
-            first = (torch.arange(len(x)) < cut).double()
-            halves = [fused(x, y, t, part, p, None, bins, 3, 4, convention) for part in (first, 1 - first)]
-            torch.testing.assert_close(halves[0] + halves[1], grid)
-
-
-RECORDINGS = ("slider_depth", "dvs128_garfield", "aedat4_davis346", "evt2_expelliarmus", "evt3_expelliarmus", "ncars")
-
-
-@pytest.mark.parametrize("name", RECORDINGS)
-def test_real_recordings(recordings, name):
-    """The published NumPy formula, float64 sums; every event counted."""
-    facts = json.loads((recordings / "facts.json").read_text())[name]
-    with np.load(recordings / "npz" / f"{name}.npz") as file:
-        x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
-        height, width = int(file["height"]), int(file["width"])
-    position = 4 * (t - t.min()).numpy().astype(np.float64) / max(int(t.max() - t.min()), 1)
-    below = position.astype(np.int64)
-    value = np.where(p.numpy() == 1, 1.0, -1.0)
-    expected = np.zeros((6, height, width))
-    index = y.numpy().astype(np.int64), x.numpy().astype(np.int64)
-    np.add.at(expected, (below, *index), value * (1 - (position - below)))
-    np.add.at(expected, (below + 1, *index), value * (position - below))
-    actual = ops.voxel_grid(x, y, t, p, bins=5, height=height, width=width, out_of_range="raise")
-    torch.testing.assert_close(actual.double(), torch.from_numpy(expected[:5]), rtol=1e-5, atol=1e-4)
-    counts = ops.voxel_grid(x, y, t, p, bins=5, height=height, width=width, convention="eseg_split")
-    assert counts.double().sum() == facts["n"]

@@ -10,7 +10,9 @@ import functools
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import triton.language as tl
+import triton_operators
 from triton.language import semantic
 from triton.runtime import interpreter
 
@@ -29,7 +31,13 @@ def patch_once() -> None:
 
         def patch_if_new(function):
             are_patched = not any(tl.core.is_builtin(language.load) for language in languages(function))
-            return scope() if are_patched else patch(function)
+            if are_patched:
+                return scope()
+            patched = patch(function)
+            if not getattr(interpreter.interpreter_builder.options, "sanitize_overflow", True):
+                for name in triton_operators.NAMES:
+                    patched.set_attr(tl.tensor, name, triton_operators.quick(name, getattr(tl.tensor, name)))
+            return patched
 
         interpreter._patch_lang = patch_if_new
 
@@ -58,7 +66,20 @@ def patch_once() -> None:
 
         semantic.TritonSemantic.broadcast_impl_value = broadcast_if_different
 
+    convert = getattr(interpreter, "_convert_float", None)
+    if convert is not None:
+        interpreter._convert_float = functools.partial(convert_float, convert)
+
     make_types_once()
+
+
+def convert_float(convert, data, source: tl.dtype, target: tl.dtype, rounding_mode):
+    """Triton takes numbers apart; bfloat16 is the upper half of float32, which it rounds towards 0."""
+    if source == tl.bfloat16 and target == tl.float32:
+        return data.view(np.uint16).astype(np.uint32) << 16
+    if source == tl.float32 and target == tl.bfloat16 and rounding_mode is None:
+        return (data.view(np.uint32) >> 16).astype(np.uint16)
+    return convert(data, source, target, rounding_mode)
 
 
 def make_types_once() -> None:
