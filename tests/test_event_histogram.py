@@ -6,6 +6,7 @@ import pytest
 import torch
 from contract import OpContract
 from event_histograms import INTEGERS, by_index, eager, eager_counts, events, fused, strided
+from repeated_memory import REPEATED, repeated_memory
 from torch import Tensor
 
 from evkernels import ops
@@ -234,12 +235,13 @@ class TestEventHistogram(OpContract):
         """The compiled CPU kernel, with 2.1 GB of output."""
         if not has_compiled_kernel("event_histogram", "cpu"):
             pytest.skip("the compiled kernels are not built")
-        torch.use_deterministic_algorithms(False)
         x, y = torch.tensor([0, 0, 2**15 - 1, 2**15 - 1]), torch.tensor([0, 0, 2**15 + 6, 2**15 + 6])
-        histogram = fused(x, y, torch.tensor(t), torch.tensor([0, 0, 1, 1]), None, 1, 2**15 + 7, 2**15)
-        assert histogram.numel() > 2**31
-        assert histogram[0, 0, 0] == histogram[1, -1, -1] == 2
-        assert histogram[0, -1, -1] == histogram[1, 0, 0] == 0
+        p, shape = torch.tensor([0, 0, 1, 1]), {"bins": 1, "height": 2**15 + 7, "width": 2**15}
+        with repeated_memory(2, 2**15 + 7, 2**15, dtype=torch.uint8) as histogram:
+            ops.event_histogram(x, y, torch.tensor(t), p, **shape, out=histogram)
+            assert histogram.numel() > 2**31
+            assert histogram[0, 0, 0] == histogram[1, -1, -1] == 2
+            assert histogram.view(-1)[:REPEATED].count_nonzero() == 2
 
     def test_golden_value(self, backend):
         """Fifty events by formula, counted by RVT's code; sums weighted as its authors' other golden values."""

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from contract import DifferentiableOpContract, to_device
+from repeated_memory import REPEATED, repeated_memory
 from torch import Tensor
 from voxel_grids import CONVENTIONS, eager, events, fused
 
@@ -295,11 +296,12 @@ class TestVoxelGrid(DifferentiableOpContract):
         """The compiled CPU kernel, with 8.6 GB of output."""
         if not has_compiled_kernel("voxel_grid", "cpu"):
             pytest.skip("the compiled kernels are not built")
-        torch.use_deterministic_algorithms(False)
-        last = torch.tensor([0, 0, 2**15 - 1, 2**15 - 1])
-        grid = fused(last, last * 2, torch.tensor([0, 0, 9, 9]), None, torch.ones(4).char(), None, 1, 2**16, 2**15)
-        assert grid.numel() >= 2**31
-        assert grid[0, 0, 0] == grid[0, -2, -1] == 2
+        x, y = torch.tensor([0, 0, 2**15 - 1, 2**15 - 1]), torch.tensor([0, 0, 2**16, 2**16])
+        t, p = torch.tensor([0, 0, 9, 9]), torch.ones(4).char()
+        with repeated_memory(1, 2**16 + 1, 2**15, dtype=torch.float32) as grid:
+            ops.voxel_grid(x, y, t, p, bins=1, height=2**16 + 1, width=2**15, out=grid)
+            assert grid.flatten()[2**31 + 2**15 - 1] == grid[0, 0, 0] == grid[0, -1, -1] == 2
+            assert grid.view(-1)[: REPEATED // 4].count_nonzero() == 2
 
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
