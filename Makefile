@@ -13,6 +13,9 @@ RUN := .venv/bin/python
 CXX_FILES = $(shell git ls-files '*.cpp' '*.h' '*.inl' '*.cuh' '*.cu')
 
 export TORCH
+# Python keeps what it compiled of the modules that it imports, even where the machine says otherwise: tests start some
+# hundred processes, and pip leaves that to them (tools/environment.py).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test sanitize gpu-check gpu bench lint clean
 
