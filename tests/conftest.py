@@ -1,11 +1,12 @@
 """Fixtures of the whole suite: one `backend` per way to run the ops, poisoned memory, seeds, the recordings.
 
-A test that takes `backend` runs once per way: reference, the compiled CPU kernels at every instruction set of this
-processor (AMX in files that say WITH_AMX = True, of ops that have a form for it), the CUDA kernels executed on the CPU
-by the emulation layer, the Triton kernels in the interpreter, and on a machine with a GPU the real CUDA and Triton
-kernels.
+A test that takes `backend` runs once per way that works here: reference, the compiled CPU kernels at every instruction
+set of this processor (AMX in files that say WITH_AMX = True, of ops that have a form for it), the CUDA kernels executed
+on the CPU by the emulation layer, the Triton kernels in the interpreter, and on a machine with a GPU the real CUDA and
+Triton kernels. Of the others, test_backends.py says why they do not.
 """
 
+import functools
 import gc
 import importlib
 import os
@@ -59,6 +60,7 @@ class Backend:
         return self.device == "cpu" and self.name in ("cuda-emulated", "triton")
 
 
+@functools.cache
 def why_not(name: str) -> str | None:
     """None if the backend can run here, else the reason."""
     if name.startswith("cpu-"):
@@ -148,9 +150,11 @@ def pytest_generate_tests(metafunc):
     from contract import pytest_generate_contract
 
     pytest_generate_contract(metafunc)
-    if "backend" in metafunc.fixturenames:
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in chosen:
         with_amx = getattr(metafunc.module, "WITH_AMX", False)
-        metafunc.parametrize("backend", [b for b in BACKENDS if with_amx or b != "cpu-amx"], indirect=True)
+        names = [name for name in BACKENDS if (with_amx or name != "cpu-amx") and not why_not(name)]
+        metafunc.parametrize("backend", names, indirect=True)
 
 
 @pytest.fixture

@@ -5,10 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import BACKENDS
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from evkernels import backends, ops, reference, use_backend
 from evkernels.ops.registration import composed_keys, schemas
+
+
+@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+def test_every_way_to_run_the_ops(backend):
+    """Skipped for a way that does not work here, and with that all tests of it: the one place that says so."""
+    gates, c = (value.to(backend.device) for value in arguments())
+    results, expected = ops.lstm_gates(gates, c), reference.lstm_gates(gates, c)
+    torch.testing.assert_close(results, expected)
 
 
 @pytest.fixture
