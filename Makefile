@@ -34,7 +34,7 @@ sanitize:
 gpu-check:
 	@$(PYTHON) tools/environment.py align compare dask demo io preprocess test train triton
 	@EVKERNELS_CHECK_ALL_GPUS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal tests/test_cuda_build.py \
-		tests/test_triton_compile.py tests/test_emulation.py $(ARGS)
+		tests/test_triton_compile.py tests/test_emulation.py tests/test_emulation_warps.py $(ARGS)
 	@EVKERNELS_CHECK_ALL_GPUS=1 $(RUN) tests/gpu_resources.py
 
 # On a machine with a GPU: all tests on the device, sanitizer, benchmark and table. ARGS="--jobs 8"
