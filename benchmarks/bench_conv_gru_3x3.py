@@ -60,6 +60,7 @@ BENCHMARKS = (
         inputs=inputs,
         shapes=SHAPES,
         gate_shapes=SHAPES[:1],
+        times_eager=4,
         tiny_shape=(2, 2, 5, 3, 7),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

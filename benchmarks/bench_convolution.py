@@ -51,6 +51,7 @@ BENCHMARKS = (
         shapes=SHAPES,
         # No gates: with AVX-512 it has not been measured.
         gate_shapes=(),
+        times_eager=4,
         tiny_shape=(2, 16, 14, 13),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

@@ -143,6 +143,7 @@ BENCHMARKS = (
         inputs=inputs,
         shapes=SHAPES,
         gate_shapes=SHAPES,
+        times_eager=4,
         tiny_shape=(2, 1, 20, 30),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

@@ -87,6 +87,7 @@ BENCHMARKS = (
         inputs=inputs,
         shapes=SHAPES,
         gate_shapes=((1, 180, 240),),
+        times_eager=4,
         tiny_shape=(2, 7, 9),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

@@ -92,6 +92,7 @@ BENCHMARKS = (
         inputs=inputs,
         shapes=SHAPES,
         gate_shapes=SHAPES[1:],
+        times_eager=4,
         tiny_shape=(2, 1, 8, 3, 3),
         floor_bytes=floor_bytes,
         floor_flops=floor_flops,

@@ -150,6 +150,7 @@ class Expected:
     """
 
     def __init__(self, case: Case):
+        self.times = case.benchmark.times_eager
         given = arguments(case, "contiguous", "cpu")
         with torch.set_grad_enabled(case.mode != "inference"):
             self.eager = self._results(case, given)
@@ -183,7 +184,7 @@ class Expected:
             for k, (actual, exact, eager) in enumerate(zip(results, self.exact, self.eager, strict=True)):
                 if eager.is_floating_point():
                     others = [other[k] for other in self.others]
-                    assert_matches(actual, exact, eager, what=f"result {k}", others=others)
+                    assert_matches(actual, exact, eager, what=f"result {k}", others=others, times=self.times)
                 else:
                     _assert_equal(actual, eager, what=f"result {k}")
         except AssertionError as error:

@@ -57,6 +57,8 @@ class Benchmark:
     # `eager` with the rounding that the op is allowed beyond that of its dtype, or with sums in another order, where
     # one sum may be exact by luck: its error counts as plain PyTorch's.
     rounded: Callable | None = field(default=None, kw_only=True)
+    # How many times plain PyTorch's error ours may have: 4 where 3x3 convolutions are Winograd's.
+    times_eager: float = field(default=2, kw_only=True)
     # Shapes to time, a subset for --quick and for the gates of the test suite, and one to verify in milliseconds.
     shapes: Sequence[Shape]
     gate_shapes: Sequence[Shape]

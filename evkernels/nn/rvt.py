@@ -47,10 +47,14 @@ class _RVTCell(RecurrentCell):
 
     def _step(self, mask):
         def step(frame, state):
-            h, c = self._update(self._gates(frame, state[0]), state[1])
+            h, c = self._next(frame, *state)
             return h, (h, c)
 
         return step
+
+    def _next(self, x, h, c):
+        """The state after one step."""
+        return self._update(self._gates(x, h), c)
 
     def _run(self, x, state, reset, active):
         rows = None if active is not None or (self.training and self.cell_update_dropout) else self._rows()
@@ -88,7 +92,8 @@ class DWSConvLSTM2d(_RVTCell):
         TypeError: if `dws_conv` or `dws_conv_only_hidden` is no bool.
         ValueError: if the kernel size is even or `cell_update_dropout` no probability.
 
-    `forward` is one step, `forward_sequence` many, without a depthwise convolution in one op. State dict:
+    `forward` is one step, `forward_sequence` many, without a depthwise convolution in one op. With one of h alone a
+    step on the CPU is `ops.depthwise_conv2d` and, up to 128 channels, `ops.conv_lstm_1x1`. State dict:
     `conv3x3_dws.weight` [dim or 2*dim, 1, k, k] and `.bias` if `dws_conv`, `conv1x1.weight` [4*dim, 2*dim, 1, 1], x
     first, and `.bias`, rows f, i, o, g. Initialised as torch.nn.Conv2d, without a forget bias. Under autocast c is
     float32 and h has the autocast dtype. Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598).
@@ -112,6 +117,29 @@ class DWSConvLSTM2d(_RVTCell):
             channels, k = (dim if dws_conv_only_hidden else 2 * dim), dws_conv_kernel_size
             self.conv3x3_dws = nn.Conv2d(channels, channels, k, padding=k // 2, groups=channels)
         self.conv1x1 = nn.Conv2d(2 * dim, 4 * dim, 1)
+
+    def _next(self, x, h, c):
+        if not self._steps_in_one_op(x):
+            return super()._next(x, h, c)
+        conv = self.conv1x1
+        h, c = ops.conv_lstm_1x1(x[None], self._depthwise(h), c, conv.weight, conv.bias, order="fiog")
+        # Not an index, whose gradient would be a copy in another layout.
+        return h.squeeze(0), c
+
+    def _steps_in_one_op(self, x):
+        """Whether a step behind the depthwise convolution of h is `ops.conv_lstm_1x1`, in which products, gates and
+        state of a tile of pixels stay in the cache. Every call packs the weight and sums up its gradient anew: with 256
+        channels the library's product and `ops.lstm_gates` are as fast, in training faster.
+        """
+        kinds = type(self.conv3x3_dws), type(self.conv1x1)
+        drops = self.training and self.cell_update_dropout
+        return (
+            x.device.type == "cpu"
+            and self.dim <= 128
+            and self.conv_only_hidden
+            and kinds == (nn.Conv2d, nn.Conv2d)
+            and not drops
+        )
 
     def _gates(self, x, h):
         if self.conv_only_hidden:
