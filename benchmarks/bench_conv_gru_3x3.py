@@ -67,6 +67,5 @@ BENCHMARKS = (
         label=label,
         dtypes=(torch.float32,),
         modes=("inference", "forward+backward"),
-        gate_modes=("inference",),
     ),
 )

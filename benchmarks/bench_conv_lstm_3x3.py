@@ -70,6 +70,5 @@ BENCHMARKS = (
         label=label,
         dtypes=(torch.float32,),
         modes=("inference", "forward+backward"),
-        gate_modes=("inference",),
     ),
 )

@@ -1,11 +1,11 @@
 // Loops of conv_lstm_3x3, compiled once per instruction set: one step of all maps, with the gates as the convolution's
 // epilogue. The convolution is winograd.inl's.
 //
-// Against the better layout of eager float32, one thread of a busy Xeon with AVX-512, ten steps of two samples: C = 64
-// at 45x80 1.7 to 1.9 times as fast, C = 256 at 23x40 (five steps) 1.4; training 1.26 and, of three steps, 1.18. At C =
-// 256 transforming the weights, once per call, costs a third to a half of a step. C = 8 behind 16 inputs at 260x346
-// takes 2.2, training 1.3; with a vector per gate it took 1.25. In 16 bits the library's convolution on AMX is faster
-// than this one, which computes in float32: the cells do not take it there.
+// Against the better layout of eager float32, one thread of a Xeon with AVX-512, ten steps of two samples: C = 64 at
+// 45x80 2.1 times as fast, training 1.7; C = 256 at 23x40 1.6. At C = 256 transforming the weights, once per call,
+// costs a third to a half of a step. C = 8 behind 16 inputs at 260x346 takes 2.2, training 1.3; with a vector per gate
+// it took 1.25. In 16 bits the library's convolution on AMX is faster than this one, which computes in float32: the
+// cells do not take it there.
 //
 // A convolution of its own with residual and ReLU (`python -m benchmarks convolution`), one thread of a Zen 3 against
 // the library's and operators in place: 1.03 with 16 channels at 180x240, 1.2 with 32 at 65x87, 1.5 with 64 at 90x160
