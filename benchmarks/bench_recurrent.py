@@ -1,10 +1,11 @@
 """RVT's recurrent layer with a depthwise 3x3 convolution of h, over a sequence, against the cell in plain PyTorch.
 
-`nn.DWSConvLSTM2d` runs a step as the ops depthwise_conv2d and, up to 128 channels, conv_lstm_1x1: at C = 64 it takes
-0.83 of the time in float32 inference and 0.81 in training of what the library's 1x1 convolution and the op lstm_gates
-take. With more channels it is these, which are as fast at C = 256 in inference, and in training take 0.75 of the time:
-every call of conv_lstm_1x1 packs the weights and sums their gradient anew. Floors as for conv_lstm_1x1, to which the
-depthwise convolution adds 18 operations per element.
+`nn.DWSConvLSTM2d` runs a step as the ops depthwise_conv2d and, up to 128 channels or in 16 bits, conv_lstm_1x1. At C =
+64 it takes 0.83 of the time in float32 inference and 0.81 in training of what the library's 1x1 convolution and the op
+lstm_gates take; in bfloat16 without AMX a quarter, at C = 256 too. In float32 with more channels it is these, which are
+as fast at C = 256 in inference, and in training take 0.75 of the time: every call of conv_lstm_1x1 packs the weights
+and sums their gradient anew. Floors as for conv_lstm_1x1, to which the depthwise convolution adds 18 operations per
+element.
 """
 
 import torch

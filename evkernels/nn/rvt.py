@@ -93,7 +93,7 @@ class DWSConvLSTM2d(_RVTCell):
         ValueError: if the kernel size is even or `cell_update_dropout` no probability.
 
     `forward` is one step, `forward_sequence` many, without a depthwise convolution in one op. With one of h alone a
-    step on the CPU is `ops.depthwise_conv2d` and, up to 128 channels, `ops.conv_lstm_1x1`. State dict:
+    step on the CPU is `ops.depthwise_conv2d` and, up to 128 channels or in 16 bits, `ops.conv_lstm_1x1`. State dict:
     `conv3x3_dws.weight` [dim or 2*dim, 1, k, k] and `.bias` if `dws_conv`, `conv1x1.weight` [4*dim, 2*dim, 1, 1], x
     first, and `.bias`, rows f, i, o, g. Initialised as torch.nn.Conv2d, without a forget bias. Under autocast c is
     float32 and h has the autocast dtype. Source: Gehrig and Scaramuzza 2023 (arXiv:2212.05598).
@@ -129,13 +129,13 @@ class DWSConvLSTM2d(_RVTCell):
     def _steps_in_one_op(self, x):
         """Whether a step behind the depthwise convolution of h is `ops.conv_lstm_1x1`, in which products, gates and
         state of a tile of pixels stay in the cache. Every call packs the weight and sums up its gradient anew: with 256
-        channels the library's product and `ops.lstm_gates` are as fast, in training faster.
+        channels in float32 the library's product and `ops.lstm_gates` are as fast, in training faster.
         """
         kinds = type(self.conv3x3_dws), type(self.conv1x1)
         drops = self.training and self.cell_update_dropout
         return (
             x.device.type == "cpu"
-            and self.dim <= 128
+            and (self.dim <= 128 or x.dtype.itemsize == 2)
             and self.conv_only_hidden
             and kinds == (nn.Conv2d, nn.Conv2d)
             and not drops
