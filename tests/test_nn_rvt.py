@@ -137,6 +137,20 @@ class TestFormulas:
         exact = plain_step(copy.deepcopy(layer).double(), x.double(), [value.double() for value in state])
         assert_matches(layer(x, state), exact, plain_step(layer, x, state))
 
+    @pytest.mark.parametrize(
+        ("dim", "dtype", "in_one_op"),
+        [(128, torch.float32, True), (129, torch.float32, False), (129, torch.bfloat16, True)],
+    )
+    def test_steps_behind_the_depthwise_convolution_in_one_op(self, dim, dtype, in_one_op):
+        layer = DWSConvLSTM2d(dim).to(dtype)
+        x, *state = (tensor(2, dim, 3, 5, dtype=dtype, seed=seed) for seed in range(3))
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            found = layer(x, tuple(state))
+        names = {event.name for event in profile.events()}
+        assert ("evkernels::conv_lstm_1x1" in names, "evkernels::lstm_gates" in names) == (in_one_op, not in_one_op)
+        exact = plain_step(copy.deepcopy(layer).double(), x.double(), [value.double() for value in state])
+        assert_matches(found, exact, plain_step(layer, x, state))
+
     def test_dropout_in_training_alone(self, make):
         layer = make(6, cell_update_dropout=0.4).double()
         x, state = tensor(2, 6, 5, 7, dtype=torch.float64), [tensor(2, 6, 5, 7, dtype=torch.float64, seed=1)] * 2
