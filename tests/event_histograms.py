@@ -1,5 +1,6 @@
 """event_histogram as a call of positions, the same in plain PyTorch, and events for both and for other ops."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -76,6 +77,14 @@ def event_lists(draw):
     column = lambda low, high: draw(st.lists(st.integers(low, high), min_size=count, max_size=count))  # noqa: E731
     start = draw(st.sampled_from([0, -50, 1_600_000_000_000_000]))
     return column(-1, 4), column(-1, 3), [start + step for step in column(0, 30)], column(-1, 2)
+
+
+def recorded(recordings, name: str) -> tuple:
+    """x, y, t, p of a recording, its height and width, and the published facts of it."""
+    facts = json.loads((recordings / "facts.json").read_text())[name]
+    with np.load(recordings / "npz" / f"{name}.npz") as file:
+        columns = [torch.from_numpy(file[key]) for key in "xytp"]
+        return *columns, int(file["height"]), int(file["width"]), facts
 
 
 def tensors(lists) -> tuple[Tensor, ...]:

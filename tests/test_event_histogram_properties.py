@@ -1,13 +1,11 @@
 """event_histogram of any events, and of real recordings."""
 
 import hashlib
-import json
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from event_histograms import eager, event_lists, fused, tensors
+from event_histograms import eager, event_lists, fused, recorded, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,10 +58,7 @@ RECORDINGS = (
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_real_recordings(recordings, name):
     """Equal to numpy's counts in RVT's configuration, and to the published hash of the counts per pixel."""
-    facts = json.loads((recordings / "facts.json").read_text())[name]
-    with np.load(recordings / "npz" / f"{name}.npz") as file:
-        x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
-        height, width = int(file["height"]), int(file["width"])
+    x, y, t, p, height, width, facts = recorded(recordings, name)
     assert torch.equal(fused(x, y, t, p, None, 10, height, width, 10), eager(x, y, t, p, None, 10, height, width, 10))
     counts = ops.event_histogram(x, y, t, p, bins=1, height=height, width=width, dtype=torch.int32)
     assert hashlib.sha256(counts.numpy().tobytes()).hexdigest() == facts["hist_sha256"]

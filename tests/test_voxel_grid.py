@@ -5,18 +5,14 @@ from functools import partial
 import pytest
 import torch
 from contract import DifferentiableOpContract, to_device
+from event_histograms import INTEGERS, strided
 from repeated_memory import REPEATED, repeated_memory
-from torch import Tensor
 from voxel_grids import CONVENTIONS, eager, events, fused
 
 from evkernels import ops, reference
 from evkernels.backends import has_compiled_kernel
 from evkernels.nn import EventNormalization
 from evkernels.testing import assert_matches
-
-INTEGERS = (
-    torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
-)  # fmt: skip
 
 
 def sample(count, bins, height, width, convention, bounds, dtype, layout, sub_pixel=False, float_time=False, seed=0):
@@ -38,14 +34,6 @@ def sample(count, bins, height, width, convention, bounds, dtype, layout, sub_pi
         width,
         convention,
     )
-
-
-def strided(column: Tensor, layout: str) -> Tensor:
-    if layout == "every_second":
-        return torch.stack([column, column], dim=1).flatten()[1::2]
-    if layout == "expanded":
-        return column[:1].expand(column.shape)
-    return column
 
 
 class TestVoxelGrid(DifferentiableOpContract):

@@ -1,11 +1,11 @@
 """voxel_grid of any events, and of real recordings by the published formula."""
 
-import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from event_histograms import event_lists, recorded, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from voxel_grids import CONVENTIONS, fused
@@ -13,23 +13,13 @@ from voxel_grids import CONVENTIONS, fused
 from evkernels import ops, use_backend
 
 
-@st.composite
-def event_lists(draw):
-    """Small event lists full of duplicates, coordinates out of range and disorder."""
-    count = draw(st.integers(0, 40))
-    column = lambda low, high: draw(st.lists(st.integers(low, high), min_size=count, max_size=count))  # noqa: E731
-    start = draw(st.sampled_from([0, -50, 1_600_000_000_000_000]))
-    lists = column(-1, 4), column(-1, 3), [start + step for step in column(0, 30)], column(-1, 2)
-    return tuple(torch.tensor(values, dtype=torch.int64) for values in lists)
-
-
 class TestProperties:
     """For any events; on the CPU kernels or, without them, the reference."""
 
     @settings(max_examples=100, deadline=None)
     @given(event_lists(), st.integers(1, 6), st.sampled_from(CONVENTIONS), st.lists(st.integers(0, 40), max_size=4))
-    def test_matches_reference_and_windows(self, columns, bins, convention, cuts):
-        x, y, t, p = columns
+    def test_matches_reference_and_windows(self, lists, bins, convention, cuts):
+        x, y, t, p = tensors(lists)
         bounds = [0, *sorted(min(cut, len(x)) for cut in cuts), len(x)]
         batch = fused(x, y, t, None, p, bounds, bins, 3, 4, convention)
         with use_backend("reference"):
@@ -41,9 +31,9 @@ class TestProperties:
 
     @settings(max_examples=100, deadline=None)
     @given(event_lists(), st.integers(1, 6), st.integers(0, 40))
-    def test_mass_and_parts(self, columns, bins, cut):
+    def test_mass_and_parts(self, lists, bins, cut):
         """The sum is that of the polarities; two halves of the weights add up."""
-        x, y, t, p = columns
+        x, y, t, p = tensors(lists)
         inside = (x >= 0) & (x < 4) & (y >= 0) & (y < 3) & (p <= 1)
         for convention in ("e2vid", "openeb", "eseg_split"):
             signs = torch.ones_like(p) if convention == "eseg_split" else torch.where(p == 1, 1, -1)
@@ -60,10 +50,7 @@ RECORDINGS = ("slider_depth", "dvs128_garfield", "aedat4_davis346", "evt2_expell
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_real_recordings(recordings, name):
     """The published NumPy formula, float64 sums; every event counted."""
-    facts = json.loads((recordings / "facts.json").read_text())[name]
-    with np.load(recordings / "npz" / f"{name}.npz") as file:
-        x, y, t, p = (torch.from_numpy(file[key]) for key in "xytp")
-        height, width = int(file["height"]), int(file["width"])
+    x, y, t, p, height, width, facts = recorded(recordings, name)
     position = 4 * (t - t.min()).numpy().astype(np.float64) / max(int(t.max() - t.min()), 1)
     below = position.astype(np.int64)
     value = np.where(p.numpy() == 1, 1.0, -1.0)
